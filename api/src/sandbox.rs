@@ -1,0 +1,75 @@
+//! What a sandbox is, apart from where it runs: its specification, the phases of its life, its resources.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Generation, NodeId};
+
+/// Everything needed to make the sandbox again on another node. Immutable after create.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Name of the snapshot in the catalogue, as the user gave it.
+    pub snapshot: String,
+    /// What the runtime starts: for docker an image reference that exists on the node.
+    pub image: String,
+    /// The account that user commands run as.
+    pub user: String,
+    pub env: BTreeMap<String, String>,
+    /// The image's own long-running command; empty means none.
+    #[serde(default)]
+    pub entrypoint: Vec<String>,
+    pub resources: Resources,
+    #[serde(default)]
+    pub network_block_all: bool,
+    /// `sudo` works inside, so no_new_privs is not set.
+    #[serde(default = "yes")]
+    pub allow_sudo: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Whole CPUs.
+    pub cpu: u32,
+    pub memory_gib: u32,
+    pub disk_gib: u32,
+}
+
+/// Who runs the sandbox, and for how many-th time it was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Placement {
+    pub node_id: NodeId,
+    pub generation: Generation,
+}
+
+/// What the user wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Desired {
+    Running,
+    Stopped,
+    Deleted,
+}
+
+/// What the owner last reported.
+///
+/// ```text
+/// Pending ─▶ Starting ─hello─▶ Running ─▶ Stopping ─▶ Stopped ─▶ Starting …
+///                └───────timeout────▶ Failed ◀──exit──┘      any ─▶ (record removed)
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    Pending,
+    Starting,
+    Running,
+    Stopping,
+    Stopped,
+    Failed {
+        reason: String,
+    },
+    /// The owner is down and nobody has taken over.
+    Lost,
+}

@@ -1,0 +1,189 @@
+//! The `cluster` group: who belongs to the cluster and what all regions share.
+
+use std::collections::BTreeMap;
+
+use atoll_api::ids::{NodeId, OrganizationId, RegionName, RegionOrdinal, UserId};
+use atoll_api::sandbox::Resources;
+use atoll_api::tokens::TokenHash;
+use serde::{Deserialize, Serialize};
+
+/// A replica of the cluster's state. Same commands in the same order give equal values, byte for byte.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterState {
+    pub identity: Option<ClusterIdentity>,
+    pub regions: BTreeMap<RegionName, RegionRecord>,
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// Nodes that were removed: their certificates are refused for ever.
+    pub removed_nodes: BTreeMap<NodeId, u64>,
+    pub join_tokens: BTreeMap<TokenHash, JoinTokenRecord>,
+    pub organizations: BTreeMap<OrganizationId, OrganizationRecord>,
+    pub api_keys: BTreeMap<TokenHash, ApiKeyRecord>,
+    pub snapshots: BTreeMap<String, SnapshotRecord>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterIdentity {
+    pub cluster_id: uuid::Uuid,
+    pub ca_certificate_pem: String,
+    /// Sealed with the cluster secret, which is in no log.
+    pub sealed_ca_key: Vec<u8>,
+    pub sealed_ssh_host_key: Vec<u8>,
+    pub created_at_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionRecord {
+    pub ordinal: RegionOrdinal,
+    /// The one node that may initialize the region's Raft group.
+    pub founder: NodeId,
+    pub created_at_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub name: String,
+    pub region: RegionName,
+    #[serde(default)]
+    pub zone: Option<String>,
+    pub addresses: NodeAddresses,
+    pub capacity: NodeCapacity,
+    /// Newest command version that this node understands.
+    pub command_version: u32,
+    pub joined_at_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAddresses {
+    /// `host:port`, UDP.
+    pub mesh: String,
+    /// Base URLs as clients see them.
+    pub http: String,
+    #[serde(default)]
+    pub https: Option<String>,
+    /// `host:port`.
+    pub ssh: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCapacity {
+    /// What may be promised to sandboxes, already multiplied by the node's overcommit.
+    pub total: Resources,
+    pub sandboxes_max: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTokenRecord {
+    pub uses_left: u32,
+    pub expires_at_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrganizationRecord {
+    pub name: String,
+    pub created_by: UserId,
+    pub created_at_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKeyRecord {
+    pub name: String,
+    pub organization_id: OrganizationId,
+    pub user_id: UserId,
+    /// First and last three characters, for display.
+    pub hint: String,
+    pub may_administer: bool,
+    pub created_at_ms: u64,
+    #[serde(default)]
+    pub expires_at_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    pub id: uuid::Uuid,
+    pub image: String,
+    pub entrypoint: Vec<String>,
+    pub default_user: String,
+    pub default_resources: Resources,
+    pub allow_sudo: bool,
+    pub created_at_ms: u64,
+}
+
+/// Decisions about the cluster. Variants and fields are only ever added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterCommand {
+    /// Once, on the first node. Rejected when the identity is set to another value.
+    Found {
+        identity: ClusterIdentity,
+    },
+    CreateJoinToken {
+        token_hash: TokenHash,
+        uses: u32,
+        expires_at_ms: u64,
+        now_ms: u64,
+    },
+    /// Takes one use of the token (`None` only for the founding node) and admits the node. Idempotent by node id.
+    /// A region that does not exist yet is created, founded by this node.
+    AdmitNode {
+        token_hash: Option<TokenHash>,
+        node_id: NodeId,
+        node: NodeRecord,
+        now_ms: u64,
+    },
+    /// A node says where it is now and what it can hold (at every start).
+    UpdateNode {
+        node_id: NodeId,
+        addresses: NodeAddresses,
+        capacity: NodeCapacity,
+        command_version: u32,
+    },
+    RemoveNode {
+        node_id: NodeId,
+        now_ms: u64,
+    },
+    PutOrganization {
+        organization_id: OrganizationId,
+        organization: OrganizationRecord,
+    },
+    PutApiKey {
+        key_hash: TokenHash,
+        key: ApiKeyRecord,
+    },
+    DeleteApiKey {
+        key_hash: TokenHash,
+    },
+    PutSnapshot {
+        name: String,
+        snapshot: SnapshotRecord,
+    },
+    DeleteSnapshot {
+        name: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterOutcome {
+    Applied,
+    Rejected(ClusterRejection),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum ClusterRejection {
+    #[error("the cluster has been founded already")]
+    AlreadyFounded,
+    #[error("the join token is unknown")]
+    JoinTokenUnknown,
+    #[error("the join token has been used up")]
+    JoinTokenUsedUp,
+    #[error("the join token has expired")]
+    JoinTokenExpired,
+    #[error("the node was removed from the cluster")]
+    NodeRemoved,
+    #[error("the node is not a member")]
+    NodeUnknown,
+    #[error("a node named {0} exists already")]
+    NodeNameTaken(String),
+    #[error("the cluster has all {0} regions that ids can name")]
+    TooManyRegions(u16),
+    #[error("not found")]
+    NotFound,
+}

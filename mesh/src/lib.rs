@@ -1,0 +1,5 @@
+//! The one way between nodes: a QUIC endpoint with mutual TLS, typed streams over it, and the seams that the doors use.
+
+pub mod dial;
+pub mod link;
+pub mod stream;

@@ -1,0 +1,206 @@
+//! The verbs: everything the API can ask, as values, so that one node can ask another to carry one out.
+//! A door parses into a [`Verb`], calls [`Control::perform`] once, and maps the [`VerbAnswer`].
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use atoll_api::access::Caller;
+use atoll_api::ids::{NodeId, RegionName, RequestId, SandboxId};
+use atoll_consensus::group::GroupStatus;
+use atoll_consensus::state::cluster::{NodeRecord, SnapshotRecord};
+use atoll_consensus::state::region::{NodeHealth, SandboxRecord};
+use serde::{Deserialize, Serialize};
+
+#[async_trait]
+pub trait Control: Send + Sync + 'static {
+    /// Bounded: answers within [`VERB_DEADLINE_MS`], whatever happens to other nodes.
+    async fn perform(&self, caller: &Caller, request_id: &RequestId, verb: Verb) -> Result<VerbAnswer, VerbError>;
+}
+
+/// Longer than a cold create may take (30 s, as the public API has it), shorter than SDK time-outs (60 s).
+pub const VERB_DEADLINE_MS: u64 = 40_000;
+
+/// How a path names a sandbox. Something that parses as one of our ids is an id; all else is a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SandboxReference {
+    Id(SandboxId),
+    Name(String),
+}
+
+impl SandboxReference {
+    pub fn parse(text: &str) -> SandboxReference {
+        text.parse().map(SandboxReference::Id).unwrap_or_else(|_| SandboxReference::Name(text.to_owned()))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verb {
+    /// Answers `Sandbox`, running or failed (with the reason), never half made.
+    Create(CreateSandbox),
+    /// Answers `Sandbox`.
+    Get { sandbox: SandboxReference },
+    /// Answers `Page`.
+    List(ListSandboxes),
+    /// Each answers `Sandbox` as it is afterwards.
+    Start { sandbox: SandboxReference },
+    Stop { sandbox: SandboxReference, force: bool },
+    Delete { sandbox: SandboxReference },
+    SetLabels { sandbox: SandboxReference, labels: BTreeMap<String, String> },
+    SetPublic { sandbox: SandboxReference, public: bool },
+    SetIntervals { sandbox: SandboxReference, change: IntervalChange },
+    /// Answers `PreviewToken`.
+    PreviewToken { sandbox: SandboxReference, port: u16 },
+    /// Answers `SignedPreview`.
+    SignPreview { sandbox: SandboxReference, port: u16, expires_in_s: u64 },
+    /// Answers `Done`.
+    ExpirePreview { sandbox: SandboxReference, port: u16, token: String },
+    /// Answers `SshAccess`. Revokes earlier ones.
+    IssueSsh { sandbox: SandboxReference, expires_in_minutes: u64 },
+    /// Answers `Sandbox`. No token: all of them.
+    RevokeSsh { sandbox: SandboxReference, token: Option<String> },
+    /// Answers `SshValidity`.
+    ValidateSsh { token: String },
+    /// Answers `Snapshots` (all of them; there are few) or, by id or name, one.
+    ListSnapshots,
+    GetSnapshot { id_or_name: String },
+    /// Answers `Cluster`.
+    ClusterStatus,
+    /// Answers `JoinToken`. For administrators.
+    CreateJoinToken { ttl_s: u64, uses: u32 },
+    /// Answers `Done`. For administrators.
+    RemoveNode { node_id: NodeId },
+    /// Answers `Done`: the sandbox was used.
+    Touch { sandbox: SandboxReference },
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateSandbox {
+    pub name: Option<String>,
+    /// `None`: the default snapshot.
+    pub snapshot: Option<String>,
+    pub user: Option<String>,
+    pub env: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+    pub public: bool,
+    pub network_block_all: bool,
+    /// Region's name; `None`: the region of the node that was asked.
+    pub target: Option<RegionName>,
+    pub cpu: Option<u32>,
+    pub memory_gib: Option<u32>,
+    pub disk_gib: Option<u32>,
+    pub auto_stop_minutes: Option<u32>,
+    pub auto_archive_minutes: Option<u32>,
+    pub auto_delete_minutes: Option<i32>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListSandboxes {
+    /// Opaque, as an earlier answer gave it.
+    pub cursor: Option<String>,
+    /// 1 to 200.
+    pub limit: u32,
+    /// Prefix of the id / of the name.
+    pub id_prefix: Option<String>,
+    pub name_prefix: Option<String>,
+    /// Every pair must be there.
+    pub labels: BTreeMap<String, String>,
+    /// Public state names (`started`, `stopped`, …); empty: all but destroyed.
+    pub states: Vec<String>,
+    pub snapshots: Vec<String>,
+    /// Empty: every region.
+    pub regions: Vec<RegionName>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IntervalChange {
+    AutoStopMinutes(u32),
+    AutoArchiveMinutes(u32),
+    AutoDeleteMinutes(i32),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VerbAnswer {
+    Sandbox(Box<SandboxView>),
+    Page(SandboxPage),
+    PreviewToken { sandbox_id: SandboxId, port: u16, token: String },
+    SignedPreview { sandbox_id: SandboxId, port: u16, token: String },
+    SshAccess { id: uuid::Uuid, sandbox_id: SandboxId, token: String, created_at_ms: u64, expires_at_ms: u64 },
+    SshValidity { sandbox_id: Option<SandboxId> },
+    Snapshots(Vec<(String, SnapshotRecord)>),
+    Cluster(ClusterView),
+    JoinToken { token: String, expires_at_ms: u64 },
+    Done,
+}
+
+/// A sandbox as its region knows it. After a delete, `record.desired` is `Deleted`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxView {
+    pub sandbox_id: SandboxId,
+    pub region: RegionName,
+    pub record: SandboxRecord,
+    pub last_activity_at_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxPage {
+    pub items: Vec<SandboxView>,
+    pub next_cursor: Option<String>,
+    /// Regions that could not be asked; the door names them in a header.
+    pub unreachable_regions: Vec<RegionName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterView {
+    pub cluster_id: uuid::Uuid,
+    pub nodes: Vec<NodeView>,
+    pub groups: Vec<GroupStatusView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    pub node_id: NodeId,
+    pub record: NodeRecord,
+    /// As the node's region judges it; `None` when that region cannot be asked.
+    pub health: Option<NodeHealth>,
+    pub sandboxes: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStatusView {
+    pub name: String,
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    pub voters: Vec<NodeId>,
+    pub learners: Vec<NodeId>,
+    pub last_applied: Option<u64>,
+}
+
+impl From<GroupStatus> for GroupStatusView {
+    fn from(status: GroupStatus) -> Self {
+        let GroupStatus { name, leader, term, voters, learners, last_applied } = status;
+        GroupStatusView { name, leader, term, voters, learners, last_applied }
+    }
+}
+
+/// Named by who must act. The doors turn each into a status in one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum VerbError {
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("{0}")]
+    Forbidden(String),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Conflict(String),
+    /// No node can take it now; the message says why each was passed over.
+    #[error("{0}")]
+    NoRoom(String),
+    /// Try again: no leader, region unreachable, too many proposals.
+    #[error("{message}")]
+    Unavailable { message: String, retry_after_s: u32 },
+    #[error("{0}")]
+    TimedOut(String),
+    #[error("internal error: {0}")]
+    Internal(String),
+}

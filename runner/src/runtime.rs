@@ -1,0 +1,80 @@
+//! The seam to what runs sandboxes. `docker` implements it now, `embedded` later, `fake` for tests.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use atoll_api::ids::{Generation, SandboxId};
+use atoll_api::sandbox::SandboxSpec;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+pub type ByteStream = Box<dyn Duplex>;
+
+/// Which sandbox, for which ownership. A runtime labels everything it makes with both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Incarnation {
+    pub sandbox_id: SandboxId,
+    pub generation: Generation,
+}
+
+/// What exists on this node, as found by [`Runtime::list`] (after a restart of the node, for adoption).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub incarnation: Incarnation,
+    pub state: FoundState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FoundState {
+    Running,
+    Stopped { exit_code: Option<i64> },
+}
+
+/// All verbs are idempotent and bounded in time. None touches what another node's runner has made.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// Makes the sandbox, not started. `mount_dir` holds the daemon, its config and the hello socket
+    /// (see `atoll_api::daemon`); it appears read-only inside.
+    async fn create(
+        &self,
+        incarnation: Incarnation,
+        spec: &SandboxSpec,
+        mount_dir: &PathBuf,
+    ) -> Result<(), RuntimeError>;
+    async fn start(&self, incarnation: Incarnation) -> Result<(), RuntimeError>;
+    /// SIGTERM, `grace_ms`, SIGKILL. Keeps the disk.
+    async fn stop(&self, incarnation: Incarnation, grace_ms: u64) -> Result<(), RuntimeError>;
+    /// Everything of it goes. Not an error when there is nothing.
+    async fn remove(&self, incarnation: Incarnation) -> Result<(), RuntimeError>;
+    async fn list(&self) -> Result<Vec<Found>, RuntimeError>;
+    /// Ends when the sandbox's first process has ended; says why.
+    async fn wait(&self, incarnation: Incarnation) -> Result<Exit, RuntimeError>;
+    /// A TCP connection to a port on the sandbox's own loopback, made from inside its network namespace.
+    async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<ByteStream, RuntimeError>;
+    /// Checks what it needs (engine there, image there, disk not full): one line for each thing an operator must do.
+    async fn check(&self) -> Result<Vec<String>, RuntimeError>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    pub code: Option<i64>,
+    pub out_of_memory: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuntimeError {
+    /// Nothing listens there.
+    #[error("connection refused")]
+    Refused,
+    #[error("no such sandbox here")]
+    NotFound,
+    /// The user's image or spec is at fault.
+    #[error("{0}")]
+    Spec(String),
+    /// The operator must act: engine down, disk full, image missing.
+    #[error("{0}")]
+    Host(String),
+    #[error("timed out: {0}")]
+    TimedOut(String),
+}
