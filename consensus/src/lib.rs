@@ -1,4 +1,10 @@
 //! Truth: what the cluster has decided. Pure state machines, the openraft adaptor that replicates them, leader duties.
 
+pub mod consensus;
 pub mod group;
+pub mod replicated;
 pub mod state;
+
+pub use consensus::{Compaction, Consensus, ConsensusConfig, Timings};
+pub use group::{ClusterGroup, Group, GroupError, GroupStatus, RegionGroup};
+pub use replicated::Replicated;

@@ -27,6 +27,8 @@ pub enum StreamClass {
 pub enum StreamHeader {
     /// Raft RPCs of one group: request and answer messages, owned by `consensus`.
     Raft { group: GroupName },
+    /// One snapshot of a group's state on its way to a replica that lags, owned by `consensus`.
+    RaftSnapshot { group: GroupName },
     /// Proposals and read-index questions for a group's leader: request and answer messages, owned by `consensus`.
     Propose { group: GroupName },
     /// Bytes to and from a sandbox that the receiver owns. One answer message (`TunnelAnswer`), then raw bytes.
@@ -45,9 +47,10 @@ impl StreamHeader {
             StreamHeader::Raft { .. } | StreamHeader::Propose { .. } | StreamHeader::Heartbeat => {
                 StreamClass::Raft
             }
-            StreamHeader::Tunnel { .. } | StreamHeader::Forward { .. } | StreamHeader::Locate => {
-                StreamClass::Bulk
-            }
+            StreamHeader::RaftSnapshot { .. }
+            | StreamHeader::Tunnel { .. }
+            | StreamHeader::Forward { .. }
+            | StreamHeader::Locate => StreamClass::Bulk,
         }
     }
 }
