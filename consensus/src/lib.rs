@@ -2,6 +2,9 @@
 
 pub mod consensus;
 pub mod group;
+pub mod membership;
+pub mod place;
+pub mod plan;
 pub mod replicated;
 pub mod state;
 

@@ -7,7 +7,16 @@ use atoll_api::sandbox::Resources;
 use atoll_api::tokens::TokenHash;
 use serde::{Deserialize, Serialize};
 
+mod apply;
+mod query;
+
+#[cfg(test)]
+mod tests;
+
+pub use apply::JOIN_TOKEN_REMEMBERED_MS;
+
 /// A replica of the cluster's state. Same commands in the same order give equal values, byte for byte.
+/// Only [`ClusterState::apply`] changes it; the fields are public to be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterState {
     pub identity: Option<ClusterIdentity>,
@@ -115,13 +124,15 @@ pub enum ClusterCommand {
     Found {
         identity: ClusterIdentity,
     },
+    /// Said again, it does not give used uses back. Forgets tokens that expired long ago.
     CreateJoinToken {
         token_hash: TokenHash,
         uses: u32,
         expires_at_ms: u64,
         now_ms: u64,
     },
-    /// Takes one use of the token (`None` only for the founding node) and admits the node. Idempotent by node id.
+    /// Takes one use of the token (`None` only for the founding node, so only while there is no node) and admits the
+    /// node. Idempotent by node id: a member takes no second use, and its record stays (see `UpdateNode`).
     /// A region that does not exist yet is created, founded by this node.
     AdmitNode {
         token_hash: Option<TokenHash>,
@@ -144,10 +155,12 @@ pub enum ClusterCommand {
         organization_id: OrganizationId,
         organization: OrganizationRecord,
     },
+    /// Rejected (NotFound) unless the organization is there.
     PutApiKey {
         key_hash: TokenHash,
         key: ApiKeyRecord,
     },
+    /// Applied also when there is none.
     DeleteApiKey {
         key_hash: TokenHash,
     },
@@ -155,6 +168,7 @@ pub enum ClusterCommand {
         name: String,
         snapshot: SnapshotRecord,
     },
+    /// Applied also when there is none.
     DeleteSnapshot {
         name: String,
     },
@@ -186,4 +200,7 @@ pub enum ClusterRejection {
     TooManyRegions(u16),
     #[error("not found")]
     NotFound,
+    /// A node that is a member asks to join another region: it must leave first.
+    #[error("the node is a member in region {0}")]
+    NodeInRegion(RegionName),
 }

@@ -7,8 +7,22 @@ use atoll_api::sandbox::{Desired, Phase, Placement, Resources, SandboxSpec};
 use atoll_api::tokens::TokenHash;
 use serde::{Deserialize, Serialize};
 
+mod apply;
+mod index;
+mod invariants;
+mod query;
+
+#[cfg(test)]
+mod tests;
+
+pub use apply::{PREVIEW_TOKENS_PER_SANDBOX_MAX, REPEAT_WINDOW_MS};
+pub use index::NodeUsage;
+pub use query::{Cursor, Page, SandboxFilter};
+
 /// A replica of one region's state. Same commands in the same order give equal values, byte for byte.
+/// Only [`RegionState::apply`] changes it; the fields are public to be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredRegion")]
 pub struct RegionState {
     /// Set by the first command; ids of other regions are rejected.
     pub ordinal: Option<RegionOrdinal>,
@@ -18,6 +32,37 @@ pub struct RegionState {
     pub names: BTreeMap<OrganizationId, BTreeMap<String, SandboxId>>,
     pub ssh_tokens: BTreeMap<TokenHash, SshTokenRecord>,
     pub preview_tokens: BTreeMap<TokenHash, PreviewTokenRecord>,
+    /// Sandboxes that are gone but young enough that a repeated `CreateSandbox` could bring them back: when each may
+    /// be forgotten (milliseconds since the epoch).
+    pub tombstones: BTreeMap<SandboxId, u64>,
+    /// Follows from the fields above, so it is never stored.
+    #[serde(skip_serializing)]
+    index: index::Index,
+}
+
+/// [`RegionState`] as it is stored: without what can be computed.
+#[derive(Deserialize)]
+struct StoredRegion {
+    ordinal: Option<RegionOrdinal>,
+    nodes: BTreeMap<NodeId, RegionNode>,
+    sandboxes: BTreeMap<SandboxId, SandboxRecord>,
+    names: BTreeMap<OrganizationId, BTreeMap<String, SandboxId>>,
+    ssh_tokens: BTreeMap<TokenHash, SshTokenRecord>,
+    preview_tokens: BTreeMap<TokenHash, PreviewTokenRecord>,
+    #[serde(default)]
+    tombstones: BTreeMap<SandboxId, u64>,
+}
+
+impl From<StoredRegion> for RegionState {
+    fn from(stored: StoredRegion) -> Self {
+        let StoredRegion { ordinal, nodes, sandboxes, names, ssh_tokens, preview_tokens, tombstones } =
+            stored;
+        let index = index::Index::default();
+        let mut state =
+            RegionState { ordinal, nodes, sandboxes, names, ssh_tokens, preview_tokens, tombstones, index };
+        state.index = index::Index::of(&state);
+        state
+    }
 }
 
 /// What placement may count on. Volatile load is not here: it travels in heartbeats.
@@ -26,7 +71,11 @@ pub struct RegionNode {
     pub total: Resources,
     pub sandboxes_max: u32,
     pub health: NodeHealth,
+    /// When `health` last changed.
     pub changed_at_ms: u64,
+    /// An operator wants no new sandboxes here. Outlives `Down`: on its return the node is Cordoned, not Ready.
+    #[serde(default)]
+    pub cordoned: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +83,8 @@ pub enum NodeHealth {
     Ready,
     /// Takes no new sandboxes.
     Cordoned,
-    /// Judged dead by the region's leader: its sandboxes are Lost until it returns or they are placed again.
+    /// Judged dead by the region's leader: its sandboxes are Lost until their owner reports again or they are placed
+    /// again. Pending ones stay Pending (nobody has started them) and Failed ones keep their reason.
     Down,
 }
 
@@ -89,31 +139,46 @@ pub enum RegionCommand {
         sandboxes_max: u32,
         now_ms: u64,
     },
+    /// `Down` turns the phases of the node's sandboxes to Lost, their `desired` stays. `Ready` and `Cordoned` leave them
+    /// Lost: what is true of them only their owner can say, by `ReportPhase`.
     JudgeNode {
         node_id: NodeId,
         health: NodeHealth,
         now_ms: u64,
     },
+    /// The node goes for good. Rejected while sandboxes are placed there; those that are to be deleted go with a node
+    /// that is Down, as nobody is left to remove them.
     WithdrawNode {
         node_id: NodeId,
     },
+    /// Applied again (whatever has become of it since, and wherever it was placed) when the id exists with the same
+    /// organization, name, spec and preview token.
     CreateSandbox {
         sandbox_id: SandboxId,
         sandbox: Box<NewSandbox>,
         now_ms: u64,
     },
-    /// Accepted only with the record's generation + 1, or for a Pending one that nobody has started.
+    /// Accepted only with the record's generation + 1, and only when its owner is Down or nobody has started it
+    /// (Pending). The phase becomes Pending.
     PlaceSandbox {
         sandbox_id: SandboxId,
         placement: Placement,
         now_ms: u64,
     },
+    /// A new wish is under way at once: the phase becomes Starting or Stopping, unless nobody has started the sandbox
+    /// (Pending) or nobody knows of it (Lost). The same wish again is a new one only when the last came to nothing
+    /// (`Running` of what has failed or stopped by itself). `Deleted` is final: it frees the name and revokes the tokens
+    /// at once. `Stopped` of an ephemeral sandbox (`auto_delete_minutes` 0) is `Deleted`.
+    /// A proposer that repeats a delete reads `NotFound` as done.
     SetDesired {
         sandbox_id: SandboxId,
         desired: Desired,
         now_ms: u64,
     },
-    /// The owner's report. Ignored (Rejected::StaleGeneration) unless node and generation are the record's own.
+    /// The owner's report. Ignored (Rejected::StaleGeneration) unless node and generation are the record's own, and
+    /// (Rejected::StaleReport) unless it answers the newest wish: the owner sees that wish and reports again.
+    /// An owner says `Starting` *before* it starts anything: Pending means that nobody has.
+    /// `Stopped` of an ephemeral sandbox deletes it.
     ReportPhase {
         sandbox_id: SandboxId,
         placement: Placement,
@@ -121,7 +186,7 @@ pub enum RegionCommand {
         phase: Phase,
         now_ms: u64,
     },
-    /// The owner has removed everything of a sandbox that is to be deleted: the record goes.
+    /// The owner has removed everything of a sandbox that is to be deleted: the record goes. Applied when it is gone.
     ReportDeleted {
         sandbox_id: SandboxId,
         placement: Placement,
@@ -164,7 +229,7 @@ pub enum RegionCommand {
         port: u16,
         token_hash: TokenHash,
     },
-    /// Drops tokens that expired before `now_ms`; proposed by the leader on its tick.
+    /// Drops tokens and tombstones that expired before `now_ms`; proposed by the leader on its tick.
     ExpireTokens {
         now_ms: u64,
     },
@@ -218,4 +283,17 @@ pub enum RegionRejection {
     StaleReport,
     #[error("the sandbox is being deleted")]
     Deleting,
+    /// Its owner is not Down and may have started it.
+    #[error("the sandbox has a live owner")]
+    OwnerAlive,
+    /// `Pending` and `Lost` are decided here, never reported.
+    #[error("an owner does not report this phase")]
+    NotReportable,
+    #[error("{sandboxes} sandboxes are placed on the node")]
+    NodeInUse { sandboxes: u64 },
+    /// Another sandbox or port has this token.
+    #[error("the token is taken")]
+    TokenTaken,
+    #[error("the sandbox has {0} preview links already")]
+    TooManyTokens(usize),
 }

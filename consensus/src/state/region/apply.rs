@@ -1,0 +1,524 @@
+//! Judges each command against the region's state. Total (no input makes it panic), deterministic, and every command may
+//! be said twice. It makes no policy: a proposal that does not fit is rejected, and the proposer looks again.
+
+use atoll_api::ids::{Generation, NodeId, RegionOrdinal, SandboxId};
+use atoll_api::sandbox::{Desired, Phase, Placement, Resources};
+use atoll_api::tokens::TokenHash;
+
+use super::index::{Expiring, NodeUsage};
+use super::{
+    Intervals, NewSandbox, NodeHealth, PreviewTokenRecord, RegionCommand, RegionNode, RegionOutcome,
+    RegionRejection, RegionState, SandboxRecord, SshTokenRecord,
+};
+
+/// How long after its creation a sandbox's id is remembered although it is gone. Longer than any proposer repeats a
+/// `CreateSandbox` whose answer was lost (the public API gives up after 40 s).
+pub const REPEAT_WINDOW_MS: u64 = 120_000;
+
+/// Signed preview links of one sandbox that may be valid at a time: users issue them, so their number has a bound.
+pub const PREVIEW_TOKENS_PER_SANDBOX_MAX: usize = 1_000;
+
+type Judged = Result<(), RegionRejection>;
+
+impl RegionState {
+    pub fn apply(&mut self, command: RegionCommand) -> RegionOutcome {
+        use RegionCommand::*;
+        let judged = match command {
+            FoundRegion { ordinal } => self.found_region(ordinal),
+            OfferNode { node_id, total, sandboxes_max, now_ms } => {
+                self.offer_node(node_id, total, sandboxes_max, now_ms)
+            }
+            JudgeNode { node_id, health, now_ms } => self.judge_node(node_id, health, now_ms),
+            WithdrawNode { node_id } => self.withdraw_node(node_id),
+            CreateSandbox { sandbox_id, sandbox, now_ms } => {
+                self.create_sandbox(sandbox_id, *sandbox, now_ms)
+            }
+            PlaceSandbox { sandbox_id, placement, now_ms } => {
+                self.place_sandbox(sandbox_id, placement, now_ms)
+            }
+            SetDesired { sandbox_id, desired, now_ms } => self.set_desired(sandbox_id, desired, now_ms),
+            ReportPhase { sandbox_id, placement, desired_version, phase, now_ms } => {
+                self.report_phase(sandbox_id, placement, desired_version, phase, now_ms)
+            }
+            ReportDeleted { sandbox_id, placement } => self.report_deleted(sandbox_id, placement),
+            SetLabels { sandbox_id, labels, now_ms } => {
+                self.set_setting(sandbox_id, now_ms, |record| record.labels = labels)
+            }
+            SetPublic { sandbox_id, public, now_ms } => {
+                self.set_setting(sandbox_id, now_ms, |record| record.public = public)
+            }
+            SetIntervals { sandbox_id, intervals, now_ms } => {
+                self.set_setting(sandbox_id, now_ms, |record| record.set_intervals(intervals))
+            }
+            IssueSshToken { token_hash, sandbox_id, expires_at_ms, now_ms } => {
+                self.issue_ssh_token(token_hash, sandbox_id, expires_at_ms, now_ms)
+            }
+            RevokeSshTokens { sandbox_id, token_hash } => self.revoke_ssh_tokens(sandbox_id, token_hash),
+            IssuePreviewToken { token_hash, sandbox_id, port, expires_at_ms } => {
+                self.issue_preview_token(token_hash, sandbox_id, port, expires_at_ms)
+            }
+            RevokePreviewToken { sandbox_id, port, token_hash } => {
+                self.revoke_preview_token(sandbox_id, port, token_hash)
+            }
+            ExpireTokens { now_ms } => self.expire_tokens(now_ms),
+        };
+        match judged {
+            Ok(()) => RegionOutcome::Applied,
+            Err(rejection) => RegionOutcome::Rejected(rejection),
+        }
+    }
+
+    fn found_region(&mut self, ordinal: RegionOrdinal) -> Judged {
+        match *self.ordinal.get_or_insert(ordinal) == ordinal {
+            true => Ok(()),
+            false => Err(RegionRejection::WrongRegion),
+        }
+    }
+
+    fn offer_node(&mut self, node_id: NodeId, total: Resources, sandboxes_max: u32, now_ms: u64) -> Judged {
+        let node = self.nodes.entry(node_id).or_insert(RegionNode {
+            total,
+            sandboxes_max,
+            health: NodeHealth::Ready,
+            changed_at_ms: now_ms,
+            cordoned: false,
+        });
+        node.total = total;
+        node.sandboxes_max = sandboxes_max;
+        Ok(())
+    }
+
+    fn judge_node(&mut self, node_id: NodeId, health: NodeHealth, now_ms: u64) -> Judged {
+        let node = self.nodes.get_mut(&node_id).ok_or(RegionRejection::NodeUnknown)?;
+        match health {
+            NodeHealth::Ready => node.cordoned = false,
+            NodeHealth::Cordoned => node.cordoned = true,
+            NodeHealth::Down => {}
+        }
+        if node.health == health {
+            return Ok(());
+        }
+        node.health = health;
+        node.changed_at_ms = now_ms;
+        if health == NodeHealth::Down {
+            self.lose_sandboxes(node_id, now_ms);
+        }
+        Ok(())
+    }
+
+    fn lose_sandboxes(&mut self, node_id: NodeId, now_ms: u64) {
+        let sandbox_ids = self.index.by_node.get(&node_id).map(|on_node| &on_node.sandbox_ids);
+        for sandbox_id in sandbox_ids.into_iter().flatten() {
+            let Some(record) = self.sandboxes.get_mut(sandbox_id) else { continue };
+            match record.phase {
+                Phase::Starting | Phase::Running | Phase::Stopping | Phase::Stopped => {
+                    record.phase = Phase::Lost;
+                    record.touch(now_ms);
+                }
+                Phase::Pending | Phase::Failed { .. } | Phase::Lost => {}
+            }
+        }
+    }
+
+    fn withdraw_node(&mut self, node_id: NodeId) -> Judged {
+        let Some(node) = self.nodes.get(&node_id) else { return Ok(()) };
+        let owner_is_down = node.health == NodeHealth::Down;
+        let placed = self.assignments(node_id);
+        let in_use =
+            placed.filter(|(_, record)| !(owner_is_down && record.desired == Desired::Deleted)).count();
+        if in_use > 0 {
+            return Err(RegionRejection::NodeInUse { sandboxes: in_use as u64 });
+        }
+        let orphans: Vec<SandboxId> = self.assignments(node_id).map(|(sandbox_id, _)| sandbox_id).collect();
+        for sandbox_id in orphans {
+            self.forget_sandbox(sandbox_id);
+        }
+        self.nodes.remove(&node_id);
+        Ok(())
+    }
+
+    fn create_sandbox(&mut self, sandbox_id: SandboxId, sandbox: NewSandbox, now_ms: u64) -> Judged {
+        if self.ordinal != Some(sandbox_id.region()) {
+            return Err(RegionRejection::WrongRegion);
+        }
+        if let Some(record) = self.sandboxes.get(&sandbox_id) {
+            let said_again = record.organization_id == sandbox.organization_id
+                && record.name == sandbox.name
+                && record.spec == sandbox.spec
+                && record.preview_token_hash == sandbox.preview_token_hash;
+            return if said_again { Ok(()) } else { Err(RegionRejection::IdTaken) };
+        }
+        if self.tombstones.contains_key(&sandbox_id) {
+            return Err(RegionRejection::Deleting);
+        }
+        // The name comes first: no other node would make it free.
+        if self.by_name(sandbox.organization_id, &sandbox.name).is_some() {
+            return Err(RegionRejection::NameTaken(sandbox.name));
+        }
+        self.judge_room(sandbox.node_id, NodeUsage::of(sandbox.spec.resources, Desired::Running))?;
+
+        let NewSandbox {
+            organization_id,
+            name,
+            spec,
+            labels,
+            public,
+            intervals,
+            preview_token_hash,
+            node_id,
+        } = sandbox;
+        self.names.entry(organization_id).or_default().insert(name.clone(), sandbox_id);
+        let record = SandboxRecord {
+            organization_id,
+            name,
+            spec,
+            labels,
+            public,
+            auto_stop_minutes: intervals.auto_stop_minutes,
+            auto_archive_minutes: intervals.auto_archive_minutes,
+            auto_delete_minutes: intervals.auto_delete_minutes,
+            preview_token_hash,
+            desired: Desired::Running,
+            phase: Phase::Pending,
+            placement: Placement { node_id, generation: Generation::FIRST },
+            created_at_ms: now_ms,
+            updated_at_ms: now_ms,
+            desired_version: 1,
+        };
+        self.index.add_sandbox(sandbox_id, &record);
+        self.sandboxes.insert(sandbox_id, record);
+        Ok(())
+    }
+
+    fn place_sandbox(&mut self, sandbox_id: SandboxId, placement: Placement, now_ms: u64) -> Judged {
+        let record = self.live_record(sandbox_id)?;
+        let current = record.placement.generation;
+        if record.placement == placement {
+            return Ok(());
+        }
+        if placement.generation.0.checked_sub(1) != Some(current.0) {
+            return Err(RegionRejection::StaleGeneration { current });
+        }
+        let owner = self.nodes.get(&record.placement.node_id);
+        let owner_is_down = owner.is_none_or(|node| node.health == NodeHealth::Down);
+        if !owner_is_down && record.phase != Phase::Pending {
+            return Err(RegionRejection::OwnerAlive);
+        }
+        let share = NodeUsage::of(record.spec.resources, record.desired);
+        // On the node where it is already, its own share does not stand in its way.
+        let own = if record.placement.node_id == placement.node_id { share } else { NodeUsage::default() };
+        self.judge_room_beside(placement.node_id, share, own)?;
+
+        self.revise(sandbox_id, |record| {
+            record.placement = placement;
+            record.phase = Phase::Pending;
+            record.touch(now_ms);
+        });
+        Ok(())
+    }
+
+    fn set_desired(&mut self, sandbox_id: SandboxId, desired: Desired, now_ms: u64) -> Judged {
+        let record = self.sandboxes.get(&sandbox_id).ok_or(RegionRejection::NotFound)?;
+        let desired = match desired {
+            Desired::Stopped if record.is_ephemeral() => Desired::Deleted,
+            other => other,
+        };
+        if record.desired == Desired::Deleted && desired != Desired::Deleted {
+            return Err(RegionRejection::Deleting);
+        }
+        if record.desired == desired && !came_to_nothing(desired, &record.phase) {
+            return Ok(());
+        }
+        match desired {
+            Desired::Deleted => {
+                self.doom(sandbox_id, now_ms);
+                return Ok(());
+            }
+            Desired::Running => {
+                let own = NodeUsage::of(record.spec.resources, record.desired);
+                self.judge_return(record.placement.node_id, record.spec.resources, own)?;
+            }
+            Desired::Stopped => {}
+        }
+        let under_way = if desired == Desired::Running { Phase::Starting } else { Phase::Stopping };
+        self.revise(sandbox_id, |record| {
+            record.desired = desired;
+            record.desired_version = record.desired_version.saturating_add(1);
+            if !matches!(record.phase, Phase::Pending | Phase::Lost) {
+                record.phase = under_way;
+            }
+            record.touch(now_ms);
+        });
+        Ok(())
+    }
+
+    fn report_phase(
+        &mut self,
+        sandbox_id: SandboxId,
+        placement: Placement,
+        desired_version: u64,
+        phase: Phase,
+        now_ms: u64,
+    ) -> Judged {
+        let record = self.sandboxes.get_mut(&sandbox_id).ok_or(RegionRejection::NotFound)?;
+        if record.placement != placement {
+            return Err(RegionRejection::StaleGeneration { current: record.placement.generation });
+        }
+        if record.desired == Desired::Deleted {
+            return Err(RegionRejection::Deleting);
+        }
+        if record.desired_version != desired_version {
+            return Err(RegionRejection::StaleReport);
+        }
+        match phase {
+            Phase::Pending | Phase::Lost => return Err(RegionRejection::NotReportable),
+            Phase::Starting | Phase::Running | Phase::Stopping | Phase::Stopped | Phase::Failed { .. } => {}
+        }
+        if record.phase != phase {
+            record.phase = phase;
+            record.touch(now_ms);
+        }
+        if record.phase == Phase::Stopped && record.is_ephemeral() {
+            self.doom(sandbox_id, now_ms);
+        }
+        Ok(())
+    }
+
+    fn report_deleted(&mut self, sandbox_id: SandboxId, placement: Placement) -> Judged {
+        let Some(record) = self.sandboxes.get(&sandbox_id) else { return Ok(()) };
+        if record.placement != placement {
+            return Err(RegionRejection::StaleGeneration { current: record.placement.generation });
+        }
+        if record.desired != Desired::Deleted {
+            return Err(RegionRejection::StaleReport);
+        }
+        self.forget_sandbox(sandbox_id);
+        Ok(())
+    }
+
+    /// For what is neither indexed nor a wish.
+    fn set_setting(
+        &mut self,
+        sandbox_id: SandboxId,
+        now_ms: u64,
+        change: impl FnOnce(&mut SandboxRecord),
+    ) -> Judged {
+        self.live_record(sandbox_id)?;
+        if let Some(record) = self.sandboxes.get_mut(&sandbox_id) {
+            change(record);
+            record.touch(now_ms);
+        }
+        Ok(())
+    }
+
+    fn issue_ssh_token(
+        &mut self,
+        token_hash: TokenHash,
+        sandbox_id: SandboxId,
+        expires_at_ms: u64,
+        now_ms: u64,
+    ) -> Judged {
+        self.live_record(sandbox_id)?;
+        match self.ssh_tokens.get(&token_hash) {
+            Some(token) if token.sandbox_id == sandbox_id => return Ok(()),
+            Some(_) => return Err(RegionRejection::TokenTaken),
+            None => {}
+        }
+        self.drop_ssh_token_of(sandbox_id);
+        let token = SshTokenRecord { sandbox_id, expires_at_ms, created_at_ms: now_ms };
+        self.index.add_ssh_token(token_hash, &token);
+        self.ssh_tokens.insert(token_hash, token);
+        Ok(())
+    }
+
+    fn revoke_ssh_tokens(&mut self, sandbox_id: SandboxId, token_hash: Option<TokenHash>) -> Judged {
+        if !self.sandboxes.contains_key(&sandbox_id) {
+            return Err(RegionRejection::NotFound);
+        }
+        let current = self.index.ssh_tokens.get(&sandbox_id).copied();
+        if token_hash.is_none() || token_hash == current {
+            self.drop_ssh_token_of(sandbox_id);
+        }
+        Ok(())
+    }
+
+    fn issue_preview_token(
+        &mut self,
+        token_hash: TokenHash,
+        sandbox_id: SandboxId,
+        port: u16,
+        expires_at_ms: u64,
+    ) -> Judged {
+        self.live_record(sandbox_id)?;
+        match self.preview_tokens.get(&token_hash) {
+            Some(token) if token.sandbox_id == sandbox_id && token.port == port => return Ok(()),
+            Some(_) => return Err(RegionRejection::TokenTaken),
+            None => {}
+        }
+        let held = self.index.preview_tokens.get(&sandbox_id).map_or(0, |hashes| hashes.len());
+        if held >= PREVIEW_TOKENS_PER_SANDBOX_MAX {
+            return Err(RegionRejection::TooManyTokens(held));
+        }
+        let token = PreviewTokenRecord { sandbox_id, port, expires_at_ms };
+        self.index.add_preview_token(token_hash, &token);
+        self.preview_tokens.insert(token_hash, token);
+        Ok(())
+    }
+
+    fn revoke_preview_token(&mut self, sandbox_id: SandboxId, port: u16, token_hash: TokenHash) -> Judged {
+        if !self.sandboxes.contains_key(&sandbox_id) {
+            return Err(RegionRejection::NotFound);
+        }
+        let token = self.preview_tokens.get(&token_hash);
+        if token.is_some_and(|token| token.sandbox_id == sandbox_id && token.port == port) {
+            self.drop_preview_token(token_hash);
+        }
+        Ok(())
+    }
+
+    fn expire_tokens(&mut self, now_ms: u64) -> Judged {
+        while let Some((expires_at_ms, expiring)) = self.index.expiries.first().copied() {
+            if expires_at_ms > now_ms {
+                break;
+            }
+            self.index.expiries.pop_first();
+            match expiring {
+                Expiring::SshToken(token_hash) => self.drop_ssh_token(token_hash),
+                Expiring::PreviewToken(token_hash) => self.drop_preview_token(token_hash),
+                Expiring::Tombstone(sandbox_id) => {
+                    self.tombstones.remove(&sandbox_id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The record, if there is one and it is not to be deleted.
+    fn live_record(&self, sandbox_id: SandboxId) -> Result<&SandboxRecord, RegionRejection> {
+        match self.sandboxes.get(&sandbox_id) {
+            None => Err(RegionRejection::NotFound),
+            Some(record) if record.desired == Desired::Deleted => Err(RegionRejection::Deleting),
+            Some(record) => Ok(record),
+        }
+    }
+
+    /// May the node take a new sandbox that needs `wanted`?
+    fn judge_room(&self, node_id: NodeId, wanted: NodeUsage) -> Judged {
+        self.judge_room_beside(node_id, wanted, NodeUsage::default())
+    }
+
+    fn judge_room_beside(&self, node_id: NodeId, wanted: NodeUsage, own: NodeUsage) -> Judged {
+        let node = self.nodes.get(&node_id).ok_or(RegionRejection::NodeUnknown)?;
+        if node.health != NodeHealth::Ready {
+            return Err(RegionRejection::NodeNotReady);
+        }
+        let free = node.free(self.usage(node_id).minus(own));
+        let fits = wanted.cpu <= free.cpu
+            && wanted.memory_gib <= free.memory_gib
+            && wanted.disk_gib <= free.disk_gib
+            && wanted.sandboxes <= free.sandboxes;
+        if fits { Ok(()) } else { Err(RegionRejection::NoRoom) }
+    }
+
+    /// May a sandbox that is on the node already run again? It has its disk and its place; only CPU and memory were given
+    /// up, and a cordoned node takes back its own.
+    fn judge_return(&self, node_id: NodeId, resources: Resources, own: NodeUsage) -> Judged {
+        let node = self.nodes.get(&node_id).ok_or(RegionRejection::NodeUnknown)?;
+        let wanted = NodeUsage::of(resources, Desired::Running);
+        let free = node.free(self.usage(node_id));
+        let fits = wanted.cpu - own.cpu <= free.cpu && wanted.memory_gib - own.memory_gib <= free.memory_gib;
+        if fits { Ok(()) } else { Err(RegionRejection::NoRoom) }
+    }
+
+    /// Changes what is indexed of a record.
+    fn revise(&mut self, sandbox_id: SandboxId, change: impl FnOnce(&mut SandboxRecord)) {
+        if let Some(record) = self.sandboxes.get_mut(&sandbox_id) {
+            self.index.drop_sandbox(sandbox_id, record);
+            change(record);
+            self.index.add_sandbox(sandbox_id, record);
+        }
+    }
+
+    /// From here on the sandbox is only its owner's task to remove it.
+    fn doom(&mut self, sandbox_id: SandboxId, now_ms: u64) {
+        self.free_name(sandbox_id);
+        self.drop_ssh_token_of(sandbox_id);
+        for token_hash in self.index.preview_tokens.get(&sandbox_id).cloned().unwrap_or_default() {
+            self.drop_preview_token(token_hash);
+        }
+        self.revise(sandbox_id, |record| {
+            record.desired = Desired::Deleted;
+            record.desired_version = record.desired_version.saturating_add(1);
+            record.touch(now_ms);
+        });
+    }
+
+    fn free_name(&mut self, sandbox_id: SandboxId) {
+        let Some(record) = self.sandboxes.get(&sandbox_id) else { return };
+        let Some(names) = self.names.get_mut(&record.organization_id) else { return };
+        if names.get(&record.name) == Some(&sandbox_id) {
+            names.remove(&record.name);
+        }
+        if names.is_empty() {
+            self.names.remove(&record.organization_id);
+        }
+    }
+
+    /// Removes the record of a doomed sandbox.
+    fn forget_sandbox(&mut self, sandbox_id: SandboxId) {
+        let Some(record) = self.sandboxes.remove(&sandbox_id) else { return };
+        self.index.drop_sandbox(sandbox_id, &record);
+        // When it was deleted later than that, nobody repeats its creation any more.
+        let remembered_until_ms = record.created_at_ms.saturating_add(REPEAT_WINDOW_MS);
+        if record.updated_at_ms < remembered_until_ms {
+            self.tombstones.insert(sandbox_id, remembered_until_ms);
+            self.index.expiries.insert((remembered_until_ms, Expiring::Tombstone(sandbox_id)));
+        }
+    }
+
+    fn drop_ssh_token_of(&mut self, sandbox_id: SandboxId) {
+        if let Some(token_hash) = self.index.ssh_tokens.get(&sandbox_id).copied() {
+            self.drop_ssh_token(token_hash);
+        }
+    }
+
+    fn drop_ssh_token(&mut self, token_hash: TokenHash) {
+        if let Some(token) = self.ssh_tokens.remove(&token_hash) {
+            self.index.drop_ssh_token(token_hash, &token);
+        }
+    }
+
+    fn drop_preview_token(&mut self, token_hash: TokenHash) {
+        if let Some(token) = self.preview_tokens.remove(&token_hash) {
+            self.index.drop_preview_token(token_hash, &token);
+        }
+    }
+}
+
+impl SandboxRecord {
+    /// It lives until it stops.
+    pub fn is_ephemeral(&self) -> bool {
+        self.auto_delete_minutes == 0
+    }
+
+    fn set_intervals(&mut self, intervals: Intervals) {
+        let Intervals { auto_stop_minutes, auto_archive_minutes, auto_delete_minutes } = intervals;
+        self.auto_stop_minutes = auto_stop_minutes;
+        self.auto_archive_minutes = auto_archive_minutes;
+        self.auto_delete_minutes = auto_delete_minutes;
+    }
+
+    /// Proposers' clocks differ: the time of the last change never goes back.
+    fn touch(&mut self, now_ms: u64) {
+        self.updated_at_ms = self.updated_at_ms.max(now_ms);
+    }
+}
+
+/// The wish was granted once and holds no longer, or it failed: saying it again asks for another try.
+fn came_to_nothing(desired: Desired, phase: &Phase) -> bool {
+    match desired {
+        Desired::Running => matches!(phase, Phase::Stopping | Phase::Stopped | Phase::Failed { .. }),
+        Desired::Stopped => matches!(phase, Phase::Starting | Phase::Running | Phase::Failed { .. }),
+        Desired::Deleted => false,
+    }
+}
