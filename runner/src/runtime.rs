@@ -1,6 +1,6 @@
 //! The seam to what runs sandboxes. `docker` implements it now, `embedded` later, `fake` for tests.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use async_trait::async_trait;
 use atoll_api::ids::{Generation, SandboxId};
@@ -12,7 +12,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub type ByteStream = Box<dyn Duplex>;
 
 /// Which sandbox, for which ownership. A runtime labels everything it makes with both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Ordered by sandbox, then generation, so that the older ones of a sandbox stand before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation {
     pub sandbox_id: SandboxId,
     pub generation: Generation,
@@ -28,36 +29,48 @@ pub struct Found {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FoundState {
     Running,
-    Stopped { exit_code: Option<i64> },
+    /// `exit_code` is `None` for one that was never started.
+    Stopped {
+        exit_code: Option<i64>,
+    },
 }
 
-/// All verbs are idempotent and bounded in time. None touches what another node's runner has made.
+/// All verbs are idempotent and bounded in time, except `wait`, which lasts as long as the sandbox runs.
+/// None touches what another node's runner has made.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
-    /// Makes the sandbox, not started. `mount_dir` holds the daemon, its config and the hello socket
-    /// (see `atoll_api::daemon`); it appears read-only inside.
+    /// Makes what the node's sandboxes share (network, firewall rules) or finds it again. Called before anything
+    /// else and then now and again, so that rules which somebody flushed come back.
+    async fn prepare(&self) -> Result<(), RuntimeError>;
+    /// Makes the sandbox, not started. `mount_dir` is absolute and holds the daemon, its config and the hello
+    /// socket (see `atoll_api::daemon`); it appears read-only inside. Fine if it exists already.
     async fn create(
         &self,
         incarnation: Incarnation,
         spec: &SandboxSpec,
-        mount_dir: &PathBuf,
+        mount_dir: &Path,
     ) -> Result<(), RuntimeError>;
+    /// Refuses ([`RuntimeError::Host`]) while the network's rules are not known to be in place.
     async fn start(&self, incarnation: Incarnation) -> Result<(), RuntimeError>;
-    /// SIGTERM, `grace_ms`, SIGKILL. Keeps the disk.
+    /// SIGTERM, `grace_ms`, SIGKILL. Keeps the disk. Fine if it is stopped already.
     async fn stop(&self, incarnation: Incarnation, grace_ms: u64) -> Result<(), RuntimeError>;
     /// Everything of it goes. Not an error when there is nothing.
     async fn remove(&self, incarnation: Incarnation) -> Result<(), RuntimeError>;
     async fn list(&self) -> Result<Vec<Found>, RuntimeError>;
-    /// Ends when the sandbox's first process has ended; says why.
+    /// Ends when the sandbox's first process has ended; says why. `NotFound` when the sandbox is gone altogether.
     async fn wait(&self, incarnation: Incarnation) -> Result<Exit, RuntimeError>;
     /// A TCP connection to a port on the sandbox's own loopback, made from inside its network namespace.
     async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<ByteStream, RuntimeError>;
-    /// Checks what it needs (engine there, image there, disk not full): one line for each thing an operator must do.
+    /// Checks what it needs (engine there, image there, disk not full): one line for each thing an operator must
+    /// do or know; none when all is well. An error means that not even checking was possible.
     async fn check(&self) -> Result<Vec<String>, RuntimeError>;
+    /// Removes every sandbox of this node and what [`Runtime::prepare`] made.
+    async fn teardown(&self) -> Result<(), RuntimeError>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
+    /// `None` when nobody could tell.
     pub code: Option<i64>,
     pub out_of_memory: bool,
 }
@@ -69,6 +82,9 @@ pub enum RuntimeError {
     Refused,
     #[error("no such sandbox here")]
     NotFound,
+    /// The sandbox is there and does not run.
+    #[error("the sandbox is not running")]
+    NotRunning,
     /// The user's image or spec is at fault.
     #[error("{0}")]
     Spec(String),
@@ -77,4 +93,7 @@ pub enum RuntimeError {
     Host(String),
     #[error("timed out: {0}")]
     TimedOut(String),
+    /// Too much is asked at once; nothing was done.
+    #[error("too many dials wait already")]
+    Overloaded,
 }

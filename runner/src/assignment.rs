@@ -1,0 +1,44 @@
+//! What the rest of the node says to the runner and hears from it. No runtime's word appears here.
+
+use std::sync::Arc;
+
+use atoll_api::ids::{Generation, SandboxId};
+use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
+
+use crate::runtime::Incarnation;
+
+/// One sandbox that is placed on this node, as the node's replica has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    pub sandbox_id: SandboxId,
+    pub generation: Generation,
+    pub spec: Arc<SandboxSpec>,
+    pub desired: Desired,
+    /// Counts changes of `desired`. A sandbox that failed is tried again when it grows.
+    pub desired_version: u64,
+    /// What the record holds now. A report is repeated until this agrees with it.
+    pub phase: Phase,
+}
+
+impl Assignment {
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation { sandbox_id: self.sandbox_id, generation: self.generation }
+    }
+}
+
+/// What has become of an assignment. May be repeated; the newest one stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    pub sandbox_id: SandboxId,
+    pub generation: Generation,
+    /// The wish that this answers.
+    pub desired_version: u64,
+    pub kind: ReportKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReportKind {
+    Phase(Phase),
+    /// Nothing of the sandbox is left on this node.
+    Deleted,
+}

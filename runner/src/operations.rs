@@ -1,0 +1,155 @@
+//! Carries out one operation on one sandbox, start to end, and says how it went. Decides nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_api::access::Target;
+use atoll_api::sandbox::SandboxSpec;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::dialing::{Doors, dial_target};
+use crate::handle::{RunnerDialError, blocking};
+use crate::mount::Mounts;
+use crate::reconcile::{Ended, Operation, OperationError, exit_words};
+use crate::runtime::{Exit, Incarnation, Runtime, RuntimeError};
+
+/// What a sandbox gets between SIGTERM and SIGKILL.
+pub const STOP_GRACE_MS: u64 = 5_000;
+/// Between questions to a runtime that cannot say whether a sandbox still runs.
+const WATCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Then it counts as ended, and the next list will tell.
+const WATCH_FAILURES_MAX: u32 = 30;
+
+#[derive(Clone)]
+pub(crate) struct Operations {
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) doors: Arc<Doors>,
+    mounts: Mounts,
+    dial_deadline: Duration,
+}
+
+impl Operations {
+    pub(crate) fn new(
+        runtime: Arc<dyn Runtime>,
+        mounts: Mounts,
+        doors: Arc<Doors>,
+        dial_deadline: Duration,
+    ) -> Operations {
+        Operations { runtime, mounts, doors, dial_deadline }
+    }
+
+    pub(crate) async fn perform(
+        &self,
+        incarnation: Incarnation,
+        operation: Operation,
+    ) -> Result<(), OperationError> {
+        match operation {
+            Operation::Create(spec) => self.create(incarnation, &spec).await,
+            Operation::Start(spec) => self.start(incarnation, spec).await,
+            Operation::Adopt => self.adopt(incarnation).await,
+            Operation::Stop => Ok(self.runtime.stop(incarnation, STOP_GRACE_MS).await?),
+            Operation::Remove => self.remove(incarnation).await,
+        }
+    }
+
+    async fn create(&self, incarnation: Incarnation, spec: &SandboxSpec) -> Result<(), OperationError> {
+        let mounts = self.mounts.clone();
+        let mount_dir = blocking(move || mounts.prepare(incarnation)).await?;
+        Ok(self.runtime.create(incarnation, spec, &mount_dir).await?)
+    }
+
+    async fn start(&self, incarnation: Incarnation, spec: Arc<SandboxSpec>) -> Result<(), OperationError> {
+        let mounts = self.mounts.clone();
+        let armed = blocking(move || mounts.arm(incarnation, &spec)).await?;
+        // A hello that comes before this returns waits in the socket's backlog.
+        self.runtime.start(incarnation).await?;
+        let hello = tokio::select! {
+            hello = armed.hello() => hello?,
+            exit = self.runtime.wait(incarnation) => return Err(ended_unready(exit)),
+        };
+        tracing::debug!(daemon_version = hello.version, "the daemon said hello");
+        self.doors.keep_secret(incarnation, armed.secret().clone());
+        Ok(())
+    }
+
+    async fn adopt(&self, incarnation: Incarnation) -> Result<(), OperationError> {
+        let mounts = self.mounts.clone();
+        let secret = blocking(move || Ok(mounts.secret(incarnation))).await?;
+        let Some(secret) = secret else {
+            return Err(OperationError::Final(
+                "the secret of the running sandbox is lost; start it again".into(),
+            ));
+        };
+        let answer = async {
+            let mut stream = dial_target(&*self.runtime, incarnation, Target::Daemon, &secret).await?;
+            let request = b"GET /version HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n";
+            let mut status = [0u8; 12];
+            let asked = async {
+                stream.write_all(request).await?;
+                stream.read_exact(&mut status).await
+            };
+            asked.await.map_err(|_| RunnerDialError::PortClosed)?;
+            Ok::<_, RunnerDialError>(status)
+        };
+        let status = tokio::time::timeout(self.dial_deadline, answer).await;
+        match status {
+            Ok(Ok(status)) if status.starts_with(b"HTTP/1.1 2") => {}
+            Ok(Err(RunnerDialError::NotRunning)) => return Err(OperationError::Vanished),
+            Ok(Err(error)) => {
+                return Err(OperationError::Passing(format!(
+                    "the sandbox's daemon does not answer: {error}"
+                )));
+            }
+            Ok(Ok(_)) | Err(_) => {
+                return Err(OperationError::Passing("the sandbox's daemon does not answer".into()));
+            }
+        }
+        self.doors.keep_secret(incarnation, secret);
+        Ok(())
+    }
+
+    async fn remove(&self, incarnation: Incarnation) -> Result<(), OperationError> {
+        self.runtime.remove(incarnation).await?;
+        let mounts = self.mounts.clone();
+        Ok(blocking(move || mounts.remove(incarnation)).await?)
+    }
+
+    /// Lasts as long as the sandbox runs. A runtime that fails to say is asked again, a bounded number of times.
+    pub(crate) async fn watch(&self, incarnation: Incarnation) -> Ended {
+        let mut failures = 0;
+        loop {
+            match self.runtime.wait(incarnation).await {
+                Ok(exit) => return Ended::Exited(exit),
+                Err(RuntimeError::NotFound) => return Ended::Vanished,
+                Err(_) if failures >= WATCH_FAILURES_MAX => {
+                    return Ended::Exited(Exit { code: None, out_of_memory: false });
+                }
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(sandbox_id = %incarnation.sandbox_id, %error, "cannot watch the sandbox");
+                    tokio::time::sleep(WATCH_AGAIN_AFTER).await;
+                }
+            }
+        }
+    }
+}
+
+fn ended_unready(exit: Result<Exit, RuntimeError>) -> OperationError {
+    match exit {
+        Ok(exit) => OperationError::Final(format!("{} before it was ready", exit_words(&exit))),
+        Err(error) => error.into(),
+    }
+}
+
+impl From<RuntimeError> for OperationError {
+    fn from(error: RuntimeError) -> OperationError {
+        match error {
+            RuntimeError::Spec(text) => OperationError::Final(text),
+            RuntimeError::NotFound => OperationError::Vanished,
+            RuntimeError::Host(text) => OperationError::Passing(text),
+            RuntimeError::TimedOut(text) => OperationError::Passing(format!("timed out: {text}")),
+            RuntimeError::NotRunning => OperationError::Passing("the sandbox stopped running".into()),
+            RuntimeError::Refused | RuntimeError::Overloaded => OperationError::Passing(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,803 @@
+//! Decides what to do next for every sandbox of this node: wanted against actual, on each change and each tick.
+//! Pure: it is told things and answers with actions; it has no clock, no I/O, and knows nothing of Raft.
+//!
+//! A sandbox's container is in one of five states, and its assignment sets the goal. The operation is
+//! read off a table (`-` = nothing to do), so a lost message can only delay:
+//!
+//! ```text
+//!              Serving   Down    Gone            (a goal "as is" does nothing at all)
+//!  Absent      Create    -       (forgotten)
+//!  Stopped     Start     -       Remove
+//!  Unproven    Adopt     Stop    Remove       runs, but its daemon has not answered this process
+//!  Serving     -         Stop    Remove       runs, and its daemon has said hello or answered
+//!  Uncertain   Stop      Stop    Remove       an operation broke off: it may run or not
+//! ```
+//!
+//! A failure turns the goal Serving into Down until the user wishes anew (`desired_version` grows).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atoll_api::ids::{Generation, SandboxId};
+use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
+
+use crate::assignment::{Assignment, Report, ReportKind};
+use crate::runtime::{Exit, Found, FoundState, Incarnation};
+
+/// From the first create or start of a wish until the daemon's hello.
+pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(30);
+/// For one stop (grace included), one removal or one adoption.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(30);
+pub const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
+pub const ADOPT_DEADLINE: Duration = Duration::from_secs(5);
+/// Tries of one operation before the sandbox is reported as failed. Removal is tried for ever: delete always wins.
+pub const ATTEMPTS_MAX: u32 = 3;
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+pub const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// A report is said again when the record still differs after this.
+pub const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// How long something of ours that nobody ever wanted is left alone: the node's replica may still be catching up.
+pub const ORPHAN_GRACE: Duration = Duration::from_secs(10);
+/// How often what really exists is listed.
+pub const LIST_INTERVAL: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Every sandbox that is placed on this node; the whole list each time.
+    Wanted(Vec<Assignment>),
+    Completed {
+        operation_id: OperationId,
+        result: Result<(), OperationError>,
+    },
+    /// What was being watched has ended.
+    Ended {
+        watch: Watch,
+        ended: Ended,
+    },
+    /// The answer to [`Action::List`]; `None` when it failed.
+    Listed(Option<Vec<Found>>),
+    Tick,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OperationId(pub u64);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    Exited(Exit),
+    /// The container is not there any more.
+    Vanished,
+}
+
+/// What the core concludes from an operation's failure; the words are for the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OperationError {
+    /// Trying again cannot help.
+    Final(String),
+    /// May pass: engine restarting, host busy, deadline missed.
+    Passing(String),
+    /// The container that should be there is not.
+    Vanished,
+    /// As [`Action::Cancel`] asked.
+    Cancelled,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Completes with [`Event::Completed`] at `deadline` at the latest.
+    Begin {
+        operation_id: OperationId,
+        incarnation: Incarnation,
+        operation: Operation,
+        deadline: Instant,
+    },
+    /// Break off; it still completes.
+    Cancel {
+        operation_id: OperationId,
+    },
+    /// Say [`Event::Ended`] when the container ends.
+    Watch(Watch),
+    Send(Report),
+    List,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    Create(Arc<SandboxSpec>),
+    /// New secret, start, hello.
+    Start(Arc<SandboxSpec>),
+    /// Ask the daemon of a running container whether it knows us.
+    Adopt,
+    Stop,
+    Remove,
+}
+
+/// One run of a sandbox: the end of an earlier one must not be taken for the end of this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watch {
+    pub incarnation: Incarnation,
+    /// The start or adoption that proved it.
+    pub since: OperationId,
+}
+
+/// Whether a sandbox can be dialled here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reachable {
+    pub incarnation: Incarnation,
+    pub serving: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Counts {
+    pub wanted: usize,
+    pub serving: usize,
+    pub stopped: usize,
+    pub failed: usize,
+    pub operations_running: usize,
+    pub operations_waiting: usize,
+}
+
+#[derive(Debug)]
+pub struct Reconciler {
+    operations_max: usize,
+    /// `None` until the node has given its first full list. Until then nothing is done and nothing is an orphan.
+    wanted: Option<BTreeMap<SandboxId, Assignment>>,
+    slots: BTreeMap<Incarnation, Slot>,
+    said: BTreeMap<SandboxId, Said>,
+    operations: BTreeMap<OperationId, Incarnation>,
+    next_operation_id: u64,
+    /// Set while a list is under way: slots touched since then know better than it.
+    listing: Option<Listing>,
+    next_list_at: Instant,
+}
+
+#[derive(Debug)]
+struct Listing {
+    touched_since: Vec<Incarnation>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    container: Container,
+    operation: Option<Running>,
+    proven_by: Option<OperationId>,
+    /// Of the wish that the fields below are about.
+    desired_version: Option<u64>,
+    failure: Option<Failure>,
+    attempts: u32,
+    not_before: Instant,
+    /// When the launch for the current wish began.
+    launch_since: Option<Instant>,
+    waiting_since: Instant,
+    ownership: Ownership,
+    /// How it was found at start, until the first wanted list says what to make of it.
+    found: Option<FoundState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Container {
+    Absent,
+    Stopped,
+    Unproven,
+    Serving,
+    Uncertain,
+}
+
+#[derive(Debug)]
+struct Running {
+    operation_id: OperationId,
+    kind: Kind,
+    cancelled: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Create,
+    Start,
+    Adopt,
+    Stop,
+    Remove,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Failure {
+    desired_version: u64,
+    reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ownership {
+    /// Never in a wanted list of this process; found here at this time.
+    NeverWanted {
+        since: Instant,
+    },
+    Wanted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    Serving,
+    Down,
+    Gone,
+    /// Newer than the node's replica knows: leave it alone until the replica has caught up.
+    AsIs,
+}
+
+/// The last thing that was reported of a sandbox.
+#[derive(Debug)]
+struct Said {
+    report: Report,
+    at: Option<Instant>,
+}
+
+impl Reconciler {
+    /// `found` is what the runtime has of this node already. `operations_max` bounds operations at once.
+    pub fn new(operations_max: usize, found: Vec<Found>, now: Instant) -> Reconciler {
+        let mut reconciler = Reconciler {
+            operations_max,
+            wanted: None,
+            slots: BTreeMap::new(),
+            said: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            next_operation_id: 1,
+            listing: None,
+            next_list_at: now + LIST_INTERVAL,
+        };
+        for found in found {
+            reconciler.slots.insert(found.incarnation, Slot::of_found(found.state, now));
+        }
+        reconciler
+    }
+
+    pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Wanted(assignments) => self.set_wanted(assignments, now),
+            Event::Completed { operation_id, result } => {
+                self.completed(operation_id, result, now, &mut actions)
+            }
+            Event::Ended { watch, ended } => {
+                let proven = self.slots.get(&watch.incarnation).and_then(|slot| slot.proven_by);
+                if proven == Some(watch.since) {
+                    self.ended(watch.incarnation, ended, now);
+                }
+            }
+            Event::Listed(found) => self.listed(found, now),
+            Event::Tick => {}
+        }
+        if self.listing.is_none() && now >= self.next_list_at {
+            self.listing = Some(Listing { touched_since: Vec::new() });
+            actions.push(Action::List);
+        }
+        self.begin_operations(now, &mut actions);
+        self.report(now, &mut actions);
+        actions
+    }
+
+    /// When [`Event::Tick`] is due next, if nothing else happens before.
+    pub fn next_wake(&self, now: Instant) -> Instant {
+        let mut wake = self.next_list_at.max(now + BACKOFF_FIRST);
+        for (incarnation, slot) in &self.slots {
+            if slot.operation.is_none() && slot.not_before > now {
+                wake = wake.min(slot.not_before);
+            }
+            if let Ownership::NeverWanted { since } = slot.ownership
+                && slot.operation.is_none()
+                && self.wanted.as_ref().is_some_and(|w| !w.contains_key(&incarnation.sandbox_id))
+            {
+                wake = wake.min((since + ORPHAN_GRACE).max(now + BACKOFF_FIRST));
+            }
+        }
+        for said in self.said.values() {
+            if let Some(at) = said.at {
+                wake = wake.min((at + REPORT_AGAIN_AFTER).max(now + BACKOFF_FIRST));
+            }
+        }
+        wake
+    }
+
+    /// What may be dialled, one entry for every wanted sandbox.
+    pub fn reachable(&self) -> impl Iterator<Item = Reachable> {
+        self.wanted.iter().flat_map(|wanted| wanted.values()).map(|assignment| {
+            let incarnation = assignment.incarnation();
+            let slot = self.slots.get(&incarnation);
+            let serving =
+                slot.is_some_and(|slot| slot.container == Container::Serving && slot.operation.is_none());
+            Reachable { incarnation, serving }
+        })
+    }
+
+    pub fn counts(&self) -> Counts {
+        let phases = self.wanted.iter().flat_map(|wanted| wanted.values()).map(|a| self.phase_of(a));
+        let mut counts = Counts {
+            operations_running: self.operations.len(),
+            operations_waiting: self
+                .slots
+                .iter()
+                .filter(|(i, slot)| slot.operation.is_none() && self.next_kind(**i, slot).is_some())
+                .count(),
+            ..Counts::default()
+        };
+        for phase in phases {
+            counts.wanted += 1;
+            match phase {
+                Phase::Running => counts.serving += 1,
+                Phase::Stopped => counts.stopped += 1,
+                Phase::Failed { .. } => counts.failed += 1,
+                Phase::Pending | Phase::Starting | Phase::Stopping | Phase::Lost => {}
+            }
+        }
+        counts
+    }
+
+    fn set_wanted(&mut self, assignments: Vec<Assignment>, now: Instant) {
+        let wanted: BTreeMap<_, _> = assignments.into_iter().map(|a| (a.sandbox_id, a)).collect();
+        self.said.retain(|sandbox_id, _| wanted.contains_key(sandbox_id));
+        let first = self.wanted.is_none();
+        for assignment in wanted.values() {
+            let incarnation = assignment.incarnation();
+            let slot = self.slots.entry(incarnation).or_insert_with(|| match first {
+                true => Slot::missing_at_start(assignment, now),
+                false => Slot::fresh(Container::Absent, Ownership::Wanted, now),
+            });
+            slot.adopt_wish(assignment);
+            self.said.entry(assignment.sandbox_id).or_insert_with(|| Said::as_recorded(assignment));
+        }
+        self.wanted = Some(wanted);
+    }
+
+    fn completed(
+        &mut self,
+        operation_id: OperationId,
+        result: Result<(), OperationError>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(incarnation) = self.operations.remove(&operation_id) else { return };
+        self.touch(incarnation);
+        let assignment = self.assignment_of(incarnation).map(|a| (a.desired, a.desired_version));
+        let desired_version = assignment.map(|(_, version)| version);
+        let Some(slot) = self.slots.get_mut(&incarnation) else { return };
+        let Some(running) = slot.operation.take() else { return };
+        slot.waiting_since = now;
+
+        match result {
+            Ok(()) => {
+                slot.not_before = now;
+                match running.kind {
+                    Kind::Create => slot.container = Container::Stopped,
+                    Kind::Start | Kind::Adopt => {
+                        slot.container = Container::Serving;
+                        slot.proven_by = Some(operation_id);
+                        slot.attempts = 0;
+                        slot.launch_since = None;
+                        actions.push(Action::Watch(Watch { incarnation, since: operation_id }));
+                    }
+                    Kind::Stop => {
+                        slot.container = Container::Stopped;
+                        // A stop amid a launch is part of trying again, and counts on.
+                        if slot.launch_since.is_none() {
+                            slot.attempts = 0;
+                        }
+                        if assignment.is_some_and(|(desired, _)| desired == Desired::Stopped) {
+                            slot.failure = None;
+                        }
+                    }
+                    Kind::Remove => {
+                        self.slots.remove(&incarnation);
+                        // Wanted again in the meantime, or still on the list to be reported as deleted.
+                        self.respawn(incarnation, now);
+                    }
+                }
+            }
+            Err(OperationError::Cancelled) => slot.container = Container::Uncertain,
+            Err(OperationError::Vanished) if running.kind == Kind::Remove => {
+                self.slots.remove(&incarnation);
+                self.respawn(incarnation, now);
+            }
+            Err(OperationError::Vanished) => {
+                slot.container = Container::Absent;
+                slot.fail(desired_version, GONE);
+            }
+            Err(OperationError::Final(reason)) => {
+                slot.container = slot.after_failed(running.kind);
+                slot.fail(desired_version, &reason);
+            }
+            Err(OperationError::Passing(reason)) => {
+                slot.container = slot.after_failed(running.kind);
+                slot.attempts += 1;
+                slot.not_before = now + backoff(slot.attempts);
+                let launch_over = slot.launch_since.is_some_and(|since| now >= since + LAUNCH_DEADLINE);
+                let given_up = match running.kind {
+                    Kind::Create | Kind::Start => launch_over || slot.attempts >= ATTEMPTS_MAX,
+                    Kind::Adopt | Kind::Stop => slot.attempts >= ATTEMPTS_MAX,
+                    Kind::Remove => false,
+                };
+                // The first reason stands: what fails while cleaning up after it explains nothing.
+                if given_up && slot.failure.is_none() {
+                    slot.fail(desired_version, &reason);
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, incarnation: Incarnation, ended: Ended, now: Instant) {
+        self.touch(incarnation);
+        let desired_version = self
+            .assignment_of(incarnation)
+            .filter(|assignment| assignment.desired == Desired::Running)
+            .map(|assignment| assignment.desired_version);
+        let Some(slot) = self.slots.get_mut(&incarnation) else { return };
+        // While an operation runs, its completion says what is.
+        if slot.operation.is_some() || slot.container != Container::Serving {
+            return;
+        }
+        slot.waiting_since = now;
+        match ended {
+            Ended::Exited(exit) => {
+                slot.container = Container::Stopped;
+                slot.fail(desired_version, &exit_words(&exit));
+            }
+            Ended::Vanished => {
+                slot.container = Container::Absent;
+                slot.fail(desired_version, GONE);
+            }
+        }
+    }
+
+    fn listed(&mut self, found: Option<Vec<Found>>, now: Instant) {
+        let Some(listing) = self.listing.take() else { return };
+        self.next_list_at = now + LIST_INTERVAL;
+        let Some(found) = found else { return };
+        let found: BTreeMap<_, _> = found.into_iter().map(|f| (f.incarnation, f.state)).collect();
+
+        for (incarnation, state) in &found {
+            if !listing.touched_since.contains(incarnation) && !self.slots.contains_key(incarnation) {
+                self.slots.insert(*incarnation, Slot::of_found(state.clone(), now));
+            }
+        }
+        let overtaken: Vec<(Incarnation, Ended)> = self
+            .slots
+            .iter()
+            .filter(|(incarnation, slot)| {
+                slot.operation.is_none()
+                    && slot.container == Container::Serving
+                    && !listing.touched_since.contains(incarnation)
+            })
+            .filter_map(|(incarnation, _)| match found.get(incarnation) {
+                Some(FoundState::Running) => None,
+                Some(FoundState::Stopped { exit_code }) => {
+                    let exit = Exit { code: *exit_code, out_of_memory: false };
+                    Some((*incarnation, Ended::Exited(exit)))
+                }
+                None => Some((*incarnation, Ended::Vanished)),
+            })
+            .collect();
+        for (incarnation, ended) in overtaken {
+            self.ended(incarnation, ended, now);
+        }
+    }
+
+    fn begin_operations(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.wanted.is_none() {
+            return;
+        }
+        self.forget_absent();
+        self.cancel_pointless(actions);
+
+        let mut due: Vec<(Kind, Instant, Incarnation)> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.operation.is_none() && slot.not_before <= now)
+            .filter(|(incarnation, slot)| !self.in_grace(**incarnation, slot, now))
+            .filter_map(|(i, slot)| self.next_kind(*i, slot).map(|kind| (kind, slot.waiting_since, *i)))
+            .collect();
+        // What frees the host goes first; then who has waited longest.
+        due.sort_by_key(|(kind, since, incarnation)| {
+            (!matches!(kind, Kind::Remove | Kind::Stop), *since, *incarnation)
+        });
+        for (kind, _, incarnation) in due {
+            if self.operations.len() >= self.operations_max {
+                break;
+            }
+            self.begin(kind, incarnation, now, actions);
+        }
+    }
+
+    fn begin(&mut self, kind: Kind, incarnation: Incarnation, now: Instant, actions: &mut Vec<Action>) {
+        let spec = self.assignment_of(incarnation).map(|assignment| assignment.spec.clone());
+        let slot = self.slots.get_mut(&incarnation).expect("only slots are due");
+        let operation = match (kind, spec) {
+            (Kind::Create, Some(spec)) => Operation::Create(spec),
+            (Kind::Start, Some(spec)) => Operation::Start(spec),
+            // Without an assignment the goal is Gone, and nothing is created or started for it.
+            (Kind::Create | Kind::Start, None) => return,
+            (Kind::Adopt, _) => Operation::Adopt,
+            (Kind::Stop, _) => Operation::Stop,
+            (Kind::Remove, _) => Operation::Remove,
+        };
+        let deadline = match kind {
+            Kind::Create | Kind::Start => *slot.launch_since.get_or_insert(now) + LAUNCH_DEADLINE,
+            Kind::Adopt => now + ADOPT_DEADLINE,
+            Kind::Stop => now + STOP_DEADLINE,
+            Kind::Remove => now + REMOVE_DEADLINE,
+        };
+        let operation_id = OperationId(self.next_operation_id);
+        self.next_operation_id += 1;
+        slot.operation = Some(Running { operation_id, kind, cancelled: false });
+        self.operations.insert(operation_id, incarnation);
+        self.touch(incarnation);
+        actions.push(Action::Begin { operation_id, incarnation, operation, deadline });
+    }
+
+    /// A start or adoption whose sandbox is to stop or go is broken off. A create is short and is let end, so that
+    /// nothing appears after its removal.
+    fn cancel_pointless(&mut self, actions: &mut Vec<Action>) {
+        let pointless: Vec<Incarnation> = self
+            .slots
+            .iter()
+            .filter(|(incarnation, slot)| {
+                let running = slot.operation.as_ref().filter(|running| !running.cancelled);
+                running.is_some_and(|running| matches!(running.kind, Kind::Start | Kind::Adopt))
+                    && self.goal(**incarnation, slot) != Goal::Serving
+            })
+            .map(|(incarnation, _)| *incarnation)
+            .collect();
+        for incarnation in pointless {
+            let slot = self.slots.get_mut(&incarnation).expect("collected just above");
+            if let Some(running) = &mut slot.operation {
+                running.cancelled = true;
+                actions.push(Action::Cancel { operation_id: running.operation_id });
+            }
+        }
+    }
+
+    /// The table at the top of this file.
+    fn next_kind(&self, incarnation: Incarnation, slot: &Slot) -> Option<Kind> {
+        let kind = match (slot.container, self.goal(incarnation, slot)) {
+            (_, Goal::AsIs) => return None,
+            (Container::Absent, Goal::Gone | Goal::Down) | (Container::Stopped, Goal::Down) => return None,
+            (Container::Serving, Goal::Serving) => return None,
+            (_, Goal::Gone) => Kind::Remove,
+            (Container::Absent, Goal::Serving) => Kind::Create,
+            (Container::Stopped, Goal::Serving) => Kind::Start,
+            (Container::Unproven, Goal::Serving) => Kind::Adopt,
+            (Container::Unproven | Container::Serving, Goal::Down) => Kind::Stop,
+            (Container::Uncertain, Goal::Serving | Goal::Down) => Kind::Stop,
+        };
+        // An older incarnation of the same sandbox ends before the newer one begins.
+        // Nor does one begin while a newer one is here that the replica has not heard of yet.
+        let fenced = self.generations(incarnation.sandbox_id).any(|other| other != incarnation);
+        (!fenced || kind == Kind::Remove || kind == Kind::Stop).then_some(kind)
+    }
+
+    fn goal(&self, incarnation: Incarnation, slot: &Slot) -> Goal {
+        let Some(assignment) = self.wanted.as_ref().and_then(|wanted| wanted.get(&incarnation.sandbox_id))
+        else {
+            return Goal::Gone;
+        };
+        if incarnation.generation < assignment.generation {
+            return Goal::Gone;
+        }
+        if incarnation.generation > assignment.generation {
+            return Goal::AsIs;
+        }
+        match assignment.desired {
+            Desired::Deleted => Goal::Gone,
+            Desired::Stopped => Goal::Down,
+            Desired::Running if slot.failed_at(assignment.desired_version).is_some() => Goal::Down,
+            Desired::Running => Goal::Serving,
+        }
+    }
+
+    fn in_grace(&self, incarnation: Incarnation, slot: &Slot, now: Instant) -> bool {
+        let unknown = self.wanted.as_ref().is_none_or(|wanted| !wanted.contains_key(&incarnation.sandbox_id));
+        match slot.ownership {
+            Ownership::NeverWanted { since } => unknown && now < since + ORPHAN_GRACE,
+            Ownership::Wanted => false,
+        }
+    }
+
+    fn forget_absent(&mut self) {
+        let forgotten: Vec<Incarnation> = self
+            .slots
+            .iter()
+            .filter(|(incarnation, slot)| {
+                slot.container == Container::Absent
+                    && slot.operation.is_none()
+                    && self.goal(**incarnation, slot) == Goal::Gone
+            })
+            .map(|(incarnation, _)| *incarnation)
+            .collect();
+        for incarnation in forgotten {
+            self.slots.remove(&incarnation);
+        }
+    }
+
+    fn respawn(&mut self, incarnation: Incarnation, now: Instant) {
+        if let Some(assignment) = self.assignment_of(incarnation) {
+            let slot = Slot::fresh(Container::Absent, Ownership::Wanted, now);
+            debug_assert_eq!(assignment.incarnation(), incarnation);
+            self.slots.insert(incarnation, slot);
+        }
+    }
+
+    fn report(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(wanted) = &self.wanted else { return };
+        for assignment in wanted.values() {
+            let kind = match assignment.desired {
+                Desired::Deleted if self.generations(assignment.sandbox_id).next().is_none() => {
+                    ReportKind::Deleted
+                }
+                // The record says already that it is being deleted.
+                Desired::Deleted => continue,
+                Desired::Running | Desired::Stopped => ReportKind::Phase(self.phase_of(assignment)),
+            };
+            let recorded = kind == ReportKind::Phase(assignment.phase.clone());
+            let report = Report {
+                sandbox_id: assignment.sandbox_id,
+                generation: assignment.generation,
+                desired_version: assignment.desired_version,
+                kind,
+            };
+            let said = self.said.get_mut(&assignment.sandbox_id).expect("set with the wanted list");
+            let repeat = !recorded && said.at.is_none_or(|at| now >= at + REPORT_AGAIN_AFTER);
+            if said.report != report || repeat {
+                *said = Said { report: report.clone(), at: (!recorded).then_some(now) };
+                actions.push(Action::Send(report));
+            } else if recorded {
+                said.at = None;
+            }
+        }
+    }
+
+    fn phase_of(&self, assignment: &Assignment) -> Phase {
+        let slot = self.slots.get(&assignment.incarnation());
+        let container = slot.map_or(Container::Absent, |slot| slot.container);
+        let failure = slot.and_then(|slot| slot.failed_at(assignment.desired_version));
+        if let Some(failure) = failure {
+            return Phase::Failed { reason: failure.reason.clone() };
+        }
+        let busy = slot.is_some_and(|slot| slot.operation.is_some());
+        match (assignment.desired, container) {
+            // Being adopted: it ran while this process was away, and nobody should hear that it stopped.
+            (Desired::Running, Container::Unproven) if assignment.phase == Phase::Running => Phase::Running,
+            (Desired::Running, Container::Serving) if !busy => Phase::Running,
+            (Desired::Running, _) => Phase::Starting,
+            (Desired::Stopped, Container::Absent | Container::Stopped) if !busy => Phase::Stopped,
+            (Desired::Stopped | Desired::Deleted, _) => Phase::Stopping,
+        }
+    }
+
+    fn assignment_of(&self, incarnation: Incarnation) -> Option<&Assignment> {
+        let assignment = self.wanted.as_ref()?.get(&incarnation.sandbox_id)?;
+        (assignment.generation == incarnation.generation).then_some(assignment)
+    }
+
+    fn generations(&self, sandbox_id: SandboxId) -> impl Iterator<Item = Incarnation> {
+        let from = Incarnation { sandbox_id, generation: Generation(0) };
+        let to = Incarnation { sandbox_id, generation: Generation(u64::MAX) };
+        self.slots.range(from..=to).map(|(incarnation, _)| *incarnation)
+    }
+
+    fn touch(&mut self, incarnation: Incarnation) {
+        if let Some(listing) = &mut self.listing {
+            listing.touched_since.push(incarnation);
+        }
+    }
+}
+
+const GONE: &str = "the sandbox's container is no longer on its node; starting it again makes an empty one";
+
+impl Slot {
+    fn fresh(container: Container, ownership: Ownership, now: Instant) -> Slot {
+        Slot {
+            container,
+            operation: None,
+            proven_by: None,
+            desired_version: None,
+            failure: None,
+            attempts: 0,
+            not_before: now,
+            launch_since: None,
+            waiting_since: now,
+            ownership,
+            found: None,
+        }
+    }
+
+    fn of_found(state: FoundState, now: Instant) -> Slot {
+        let container = match state {
+            FoundState::Running => Container::Unproven,
+            FoundState::Stopped { .. } => Container::Stopped,
+        };
+        Slot { found: Some(state), ..Slot::fresh(container, Ownership::NeverWanted { since: now }, now) }
+    }
+
+    /// The record says that the sandbox has been here, and the runtime does not have it: its disk is lost.
+    /// One that failed stays failed. Any other is new.
+    fn missing_at_start(assignment: &Assignment, now: Instant) -> Slot {
+        let mut slot = Slot::fresh(Container::Absent, Ownership::Wanted, now);
+        slot.desired_version = Some(assignment.desired_version);
+        match &assignment.phase {
+            Phase::Running | Phase::Stopping | Phase::Stopped => {
+                slot.fail(Some(assignment.desired_version), GONE)
+            }
+            Phase::Failed { reason } => slot.fail(Some(assignment.desired_version), reason),
+            Phase::Pending | Phase::Starting | Phase::Lost => {}
+        }
+        slot
+    }
+
+    fn adopt_wish(&mut self, assignment: &Assignment) {
+        self.ownership = Ownership::Wanted;
+        if self.desired_version != Some(assignment.desired_version) {
+            self.desired_version = Some(assignment.desired_version);
+            self.failure = None;
+            self.attempts = 0;
+            self.launch_since = None;
+        }
+        // It ended while nobody watched, and the record still says that it runs: that is a failure, not a restart.
+        if let Some(FoundState::Stopped { exit_code }) = self.found.take()
+            && assignment.desired == Desired::Running
+        {
+            match &assignment.phase {
+                Phase::Running => {
+                    let exit = Exit { code: exit_code, out_of_memory: false };
+                    self.fail(Some(assignment.desired_version), &exit_words(&exit));
+                }
+                Phase::Failed { reason } => self.fail(Some(assignment.desired_version), reason),
+                Phase::Pending | Phase::Starting | Phase::Stopping | Phase::Stopped | Phase::Lost => {}
+            }
+        }
+    }
+
+    /// `None`: nobody wishes it to run, so its end is no failure.
+    fn fail(&mut self, desired_version: Option<u64>, reason: &str) {
+        self.failure =
+            desired_version.map(|desired_version| Failure { desired_version, reason: reason.to_owned() });
+        self.launch_since = None;
+    }
+
+    fn failed_at(&self, desired_version: u64) -> Option<&Failure> {
+        self.failure.as_ref().filter(|failure| failure.desired_version == desired_version)
+    }
+
+    fn after_failed(&self, kind: Kind) -> Container {
+        match kind {
+            Kind::Create => Container::Absent,
+            Kind::Start | Kind::Stop | Kind::Remove => Container::Uncertain,
+            Kind::Adopt => Container::Unproven,
+        }
+    }
+}
+
+impl Said {
+    /// The record counts as said, so that a node that starts again does not repeat what is known.
+    fn as_recorded(assignment: &Assignment) -> Said {
+        Said {
+            report: Report {
+                sandbox_id: assignment.sandbox_id,
+                generation: assignment.generation,
+                desired_version: assignment.desired_version,
+                kind: ReportKind::Phase(assignment.phase.clone()),
+            },
+            at: None,
+        }
+    }
+}
+
+fn backoff(attempts: u32) -> Duration {
+    BACKOFF_FIRST.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(BACKOFF_MAX)
+}
+
+/// For users: why a sandbox ended by itself.
+pub(crate) fn exit_words(exit: &Exit) -> String {
+    match exit {
+        Exit { out_of_memory: true, .. } => "the sandbox ran out of memory".to_owned(),
+        Exit { code: Some(137), .. } => "the sandbox was killed (exit code 137)".to_owned(),
+        Exit { code: Some(code), .. } => format!("the sandbox ended by itself (exit code {code})"),
+        Exit { code: None, .. } => "the sandbox ended by itself".to_owned(),
+    }
+}
