@@ -3,3 +3,10 @@
 pub mod dial;
 pub mod link;
 pub mod stream;
+pub mod tunnel;
+
+pub mod endpoint;
+pub mod join;
+pub mod memory;
+
+mod quic;

@@ -13,6 +13,10 @@ pub trait Link: Send + Sync + 'static {
     fn local_node(&self) -> NodeId;
 
     /// Opens a stream to a peer and sends its header. Connecting is bounded by `deadline`.
+    /// A stream to this node itself reaches its own handler without the network.
+    ///
+    /// Shutting a stream down finishes its write half, and what was written still arrives. Dropping it without that
+    /// resets it: the other side reads an error, not an end, and may miss what was written last.
     async fn open(
         &self,
         peer: NodeId,
@@ -22,6 +26,7 @@ pub trait Link: Send + Sync + 'static {
 }
 
 /// Serves the streams that peers open. Called on a task of its own for each stream.
+/// End a conversation with [`crate::stream::answer`] or a shutdown; a dropped stream is a reset one.
 #[async_trait]
 pub trait StreamHandler: Send + Sync + 'static {
     async fn handle(&self, peer: NodeId, header: StreamHeader, stream: ByteStream);
