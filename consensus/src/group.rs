@@ -1,11 +1,15 @@
 //! What the rest of a node may ask of a Raft group. Leaders, terms, retries and forwarding stay behind it.
 
-use std::marker::PhantomData;
+use std::sync::Arc;
 
 use atoll_api::ids::NodeId;
+use atoll_api::wire;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+use crate::duties::Reign;
+use crate::front::Front;
+use crate::raft::Machine;
 use crate::replicated::Replicated;
 use crate::state::cluster::ClusterState;
 use crate::state::region::RegionState;
@@ -15,59 +19,91 @@ pub type RegionGroup = Group<RegionState>;
 
 /// A cheap handle to this node's replica of a group.
 pub struct Group<S: Replicated> {
-    state: PhantomData<S>,
+    machine: Machine<S>,
+    front: Arc<Front>,
+    reign: Reign,
 }
 
 impl<S: Replicated> Clone for Group<S> {
     fn clone(&self) -> Self {
-        todo!()
+        Group { machine: self.machine.clone(), front: Arc::clone(&self.front), reign: self.reign.clone() }
     }
 }
 
 impl<S: Replicated> Group<S> {
-    /// Has the command decided by the group, wherever its leader is, exactly once, and answers with what it did.
-    /// Retries over elections until the deadlines of [`crate::Timings`].
-    pub async fn propose(&self, _command: S::Command) -> Result<S::Outcome, GroupError> {
-        todo!()
+    pub(crate) fn new(machine: Machine<S>, front: Arc<Front>, reign: Reign) -> Group<S> {
+        Group { machine, front, reign }
+    }
+
+    pub(crate) fn front(&self) -> &Arc<Front> {
+        &self.front
+    }
+
+    /// Has the command decided by the group, wherever its leader is, and answers with what it did. It is retried over
+    /// elections for [`crate::Timings::no_leader_after_ms`] and applied at most once.
+    pub async fn propose(&self, command: S::Command) -> Result<S::Outcome, GroupError> {
+        let command = wire::encode(&command).map_err(|error| self.not_understood(&error))?;
+        let outcome = self.front.propose(command).await?;
+        wire::decode(&outcome.0).map_err(|error| self.not_understood(&error))
     }
 
     /// After this, [`Group::read`] sees every command that was answered anywhere before this call.
     pub async fn linearize(&self) -> Result<(), GroupError> {
-        todo!()
+        let deadline = Instant::now() + self.front.answer_within();
+        let index = self.front.read_index().await?;
+        match timeout_at(deadline, self.changes().wait_for(|applied| *applied >= index)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(self.front.no_leader()),
+        }
     }
 
     /// Reads this node's replica as it is now, which may be behind. Must not block: applying waits for it.
-    pub fn read<T>(&self, _look: impl FnOnce(&S) -> T) -> T {
-        todo!()
+    pub fn read<T>(&self, look: impl FnOnce(&S) -> T) -> T {
+        self.machine.read(look)
     }
 
     /// The index of the last applied entry; changes after each change of the local replica.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        todo!()
+        self.machine.changes()
     }
 
     pub fn status(&self) -> GroupStatus {
-        todo!()
+        let view = self.front.replica().view();
+        GroupStatus {
+            name: self.front.name().to_owned(),
+            leader: view.leader,
+            term: view.term,
+            voters: view.voters.into_iter().collect(),
+            learners: view.learners.into_iter().collect(),
+            last_applied: view.last_applied,
+        }
     }
 
+    /// Whom this replica believes to lead; may be out of date.
     pub fn leader(&self) -> Option<NodeId> {
-        todo!()
+        self.front.replica().view().leader
     }
 
     pub fn is_leader(&self) -> bool {
-        todo!()
+        self.front.replica().view().leading
     }
 
-    /// Since when this node has been leading, without interruption.
+    /// Since when this node has been leading without interruption.
     pub fn leader_since(&self) -> Option<Instant> {
-        todo!()
+        self.reign.since()
+    }
+
+    /// Outcomes are written by leaders of any version that this node may share a cluster with; not to understand one
+    /// is an operator's mistake, and this node cannot go on.
+    fn not_understood(&self, error: &wire::WireError) -> GroupError {
+        GroupError::Stopped { group: self.front.name().to_owned(), cause: error.to_string() }
     }
 }
 
 /// Why a proposal or a linearizable read got no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {
-    /// No leader could be reached in time. Nothing is known of the proposal: it may have been applied.
+    /// No leader answered in time. Nothing is known of the proposal: it may have been applied.
     #[error("no leader of {group} can be reached")]
     NoLeader { group: String },
     /// Too many proposals wait already; nothing was proposed.
