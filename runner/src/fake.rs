@@ -1,0 +1,317 @@
+//! A runtime without containers, for tests of everything above it. Same trait, same failure modes: it can be slow,
+//! fail, lose sandboxes, run out of memory, or have a daemon that never speaks; it reads the mount that the runner
+//! prepared and says hello over the real socket.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use atoll_api::access::DAEMON_PORT;
+use atoll_api::daemon::{DaemonConfig, Hello, PREAMBLE_BYTES, preamble};
+use atoll_api::sandbox::SandboxSpec;
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::watch;
+
+use crate::runtime::{ByteStream, Exit, Found, FoundState, Incarnation, Runtime, RuntimeError};
+
+const PIPE_BYTES: usize = 64 * 1024;
+
+/// What stands behind a port of every sandbox. It gets the raw stream; on [`DAEMON_PORT`] the preamble has been read
+/// and was right.
+pub type Handler = Arc<dyn Fn(Incarnation, DuplexStream) -> BoxFuture<'static, ()> + Send + Sync>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FakeVerb {
+    Prepare,
+    Create,
+    Start,
+    Stop,
+    Remove,
+    List,
+    Dial,
+    Teardown,
+}
+
+/// What a verb does instead of working, until it is cleared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    Error(RuntimeError),
+    /// Works, later.
+    Delay(Duration),
+    /// Never answers. What it was to do happens not.
+    Hang,
+}
+
+/// What the daemon does after a start.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum FakeDaemon {
+    #[default]
+    SaysHello,
+    Silent,
+    SaysHelloWithWrongSecret,
+    Exits(Exit),
+}
+
+/// Shared: a clone is the same host, so a second runner on a clone finds what the first has left.
+#[derive(Clone, Default)]
+pub struct FakeRuntime {
+    host: Arc<Mutex<Host>>,
+}
+
+#[derive(Default)]
+struct Host {
+    sandboxes: BTreeMap<Incarnation, FakeSandbox>,
+    faults: HashMap<FakeVerb, Fault>,
+    daemon: FakeDaemon,
+    handlers: HashMap<u16, Handler>,
+    calls: Vec<(FakeVerb, Option<Incarnation>)>,
+}
+
+struct FakeSandbox {
+    spec: SandboxSpec,
+    mount_dir: PathBuf,
+    /// `Some` while it runs.
+    config: Option<DaemonConfig>,
+    last_exit: Option<Exit>,
+    /// Grows with every start and every end.
+    changes: watch::Sender<u64>,
+}
+
+impl FakeRuntime {
+    pub fn new() -> FakeRuntime {
+        FakeRuntime::default()
+    }
+
+    pub fn set_fault(&self, verb: FakeVerb, fault: Option<Fault>) {
+        match fault {
+            Some(fault) => self.host().faults.insert(verb, fault),
+            None => self.host().faults.remove(&verb),
+        };
+    }
+
+    pub fn set_daemon(&self, daemon: FakeDaemon) {
+        self.host().daemon = daemon;
+    }
+
+    /// Puts a program behind a port of every sandbox. The daemon's port answers `200` to everything by default.
+    pub fn serve(&self, port: u16, handler: Handler) {
+        self.host().handlers.insert(port, handler);
+    }
+
+    /// The sandbox's first process ends by itself.
+    pub fn end(&self, incarnation: Incarnation, exit: Exit) {
+        if let Some(sandbox) = self.host().sandboxes.get_mut(&incarnation) {
+            sandbox.end(exit);
+        }
+    }
+
+    /// Somebody removes it behind the runner's back.
+    pub fn vanish(&self, incarnation: Incarnation) {
+        self.host().sandboxes.remove(&incarnation);
+    }
+
+    /// A container of this node that is there already, with nothing but its name.
+    pub fn plant(&self, incarnation: Incarnation, spec: SandboxSpec) {
+        self.host().sandboxes.insert(incarnation, FakeSandbox::new(spec, PathBuf::new()));
+    }
+
+    pub fn existing(&self) -> Vec<Incarnation> {
+        self.host().sandboxes.keys().copied().collect()
+    }
+
+    pub fn is_running(&self, incarnation: Incarnation) -> bool {
+        self.host().sandboxes.get(&incarnation).is_some_and(|sandbox| sandbox.config.is_some())
+    }
+
+    pub fn spec(&self, incarnation: Incarnation) -> Option<SandboxSpec> {
+        self.host().sandboxes.get(&incarnation).map(|sandbox| sandbox.spec.clone())
+    }
+
+    /// How often a verb was asked for, whatever came of it.
+    pub fn calls(&self, verb: FakeVerb) -> usize {
+        self.host().calls.iter().filter(|(called, _)| *called == verb).count()
+    }
+
+    fn host(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn enter(&self, verb: FakeVerb, incarnation: Option<Incarnation>) -> Result<(), RuntimeError> {
+        let fault = {
+            let mut host = self.host();
+            host.calls.push((verb, incarnation));
+            host.faults.get(&verb).cloned()
+        };
+        match fault {
+            None => Ok(()),
+            Some(Fault::Error(error)) => Err(error),
+            Some(Fault::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                Ok(())
+            }
+            Some(Fault::Hang) => std::future::pending().await,
+        }
+    }
+}
+
+impl FakeSandbox {
+    fn new(spec: SandboxSpec, mount_dir: PathBuf) -> FakeSandbox {
+        FakeSandbox { spec, mount_dir, config: None, last_exit: None, changes: watch::channel(0).0 }
+    }
+
+    fn end(&mut self, exit: Exit) {
+        if self.config.take().is_some() {
+            self.last_exit = Some(exit);
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+#[async_trait]
+impl Runtime for FakeRuntime {
+    async fn prepare(&self) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::Prepare, None).await
+    }
+
+    async fn create(
+        &self,
+        incarnation: Incarnation,
+        spec: &SandboxSpec,
+        mount_dir: &Path,
+    ) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::Create, Some(incarnation)).await?;
+        let fresh = || FakeSandbox::new(spec.clone(), mount_dir.to_owned());
+        self.host().sandboxes.entry(incarnation).or_insert_with(fresh);
+        Ok(())
+    }
+
+    async fn start(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::Start, Some(incarnation)).await?;
+        let (daemon, config, socket) = {
+            let mut host = self.host();
+            let daemon = host.daemon.clone();
+            let sandbox = host.sandboxes.get_mut(&incarnation).ok_or(RuntimeError::NotFound)?;
+            if sandbox.config.is_some() {
+                return Ok(());
+            }
+            let run = sandbox.mount_dir.join("run");
+            let config = std::fs::read(run.join("config.json"))
+                .ok()
+                .and_then(|json| serde_json::from_slice::<DaemonConfig>(&json).ok())
+                .ok_or_else(|| RuntimeError::Host("the mount holds no configuration".into()))?;
+            sandbox.config = Some(config.clone());
+            sandbox.changes.send_modify(|count| *count += 1);
+            (daemon, config, run.join("hello.sock"))
+        };
+        let secret = match daemon {
+            FakeDaemon::SaysHello => config.secret,
+            FakeDaemon::SaysHelloWithWrongSecret => "0".repeat(64),
+            FakeDaemon::Silent => return Ok(()),
+            FakeDaemon::Exits(exit) => {
+                self.end(incarnation, exit);
+                return Ok(());
+            }
+        };
+        let hello = Hello { sandbox_id: config.sandbox_id, secret, version: "fake".into() };
+        let mut line = serde_json::to_vec(&hello).expect("strings are always JSON");
+        line.push(b'\n');
+        let said = async {
+            let mut stream = tokio::net::UnixStream::connect(&socket).await?;
+            stream.write_all(&line).await
+        };
+        said.await.map_err(|error| RuntimeError::Host(format!("cannot say hello: {error}")))
+    }
+
+    async fn stop(&self, incarnation: Incarnation, _grace_ms: u64) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::Stop, Some(incarnation)).await?;
+        let mut host = self.host();
+        let sandbox = host.sandboxes.get_mut(&incarnation).ok_or(RuntimeError::NotFound)?;
+        sandbox.end(Exit { code: Some(143), out_of_memory: false });
+        Ok(())
+    }
+
+    async fn remove(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::Remove, Some(incarnation)).await?;
+        self.host().sandboxes.remove(&incarnation);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
+        self.enter(FakeVerb::List, None).await?;
+        let state = |sandbox: &FakeSandbox| match (&sandbox.config, &sandbox.last_exit) {
+            (Some(_), _) => FoundState::Running,
+            (None, exit) => FoundState::Stopped { exit_code: exit.as_ref().and_then(|exit| exit.code) },
+        };
+        let host = self.host();
+        let found =
+            host.sandboxes.iter().map(|(i, sandbox)| Found { incarnation: *i, state: state(sandbox) });
+        Ok(found.collect())
+    }
+
+    async fn wait(&self, incarnation: Incarnation) -> Result<Exit, RuntimeError> {
+        loop {
+            let mut changes = {
+                let host = self.host();
+                let sandbox = host.sandboxes.get(&incarnation).ok_or(RuntimeError::NotFound)?;
+                if sandbox.config.is_none() {
+                    return Ok(sandbox
+                        .last_exit
+                        .clone()
+                        .unwrap_or(Exit { code: None, out_of_memory: false }));
+                }
+                sandbox.changes.subscribe()
+            };
+            // An error means that the sandbox is gone, which the next round finds out.
+            let _ = changes.changed().await;
+        }
+    }
+
+    async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<ByteStream, RuntimeError> {
+        self.enter(FakeVerb::Dial, Some(incarnation)).await?;
+        let host = self.host();
+        let sandbox = host.sandboxes.get(&incarnation).ok_or(RuntimeError::NotFound)?;
+        let config = sandbox.config.as_ref().ok_or(RuntimeError::NotRunning)?;
+        let handler = host.handlers.get(&port).cloned();
+        let (ours, mut theirs) = duplex(PIPE_BYTES);
+        match (port, handler) {
+            (DAEMON_PORT, handler) => {
+                let expected = preamble(&config.secret);
+                let handler = handler.unwrap_or_else(|| Arc::new(|_, stream| Box::pin(answer_ok(stream))));
+                tokio::spawn(async move {
+                    let mut shown = [0u8; PREAMBLE_BYTES];
+                    if theirs.read_exact(&mut shown).await.is_ok() && shown == *expected.as_bytes() {
+                        handler(incarnation, theirs).await;
+                    }
+                });
+            }
+            (_, Some(handler)) => {
+                tokio::spawn(handler(incarnation, theirs));
+            }
+            (_, None) => return Err(RuntimeError::Refused),
+        }
+        Ok(Box::new(ours))
+    }
+
+    async fn check(&self) -> Result<Vec<String>, RuntimeError> {
+        let faults = self.host().faults.clone();
+        Ok(faults.iter().map(|(verb, fault)| format!("{verb:?} is set to {fault:?}")).collect())
+    }
+
+    async fn teardown(&self) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::Teardown, None).await?;
+        self.host().sandboxes.clear();
+        Ok(())
+    }
+}
+
+/// Answers one request, whatever it asks, and hangs up.
+async fn answer_ok(mut stream: DuplexStream) {
+    let mut request = [0u8; 4096];
+    if stream.read(&mut request).await.is_ok_and(|count| count > 0) {
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let _ = stream.write_all(answer).await;
+    }
+}
