@@ -20,7 +20,7 @@ use atoll_certs::identity::NodeIdentity;
 use atoll_certs::tls::{self, TlsError};
 use quinn::crypto::rustls::QuicServerConfig;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -34,10 +34,10 @@ use crate::memory;
 use crate::quic::bytes::QuicStream;
 use crate::quic::transport::{self, Role};
 use crate::quic::{ALPN_BULK, ALPN_JOIN, ALPN_RAFT, CloseCode, link_error};
-use crate::stream::{StreamHeader, write_header};
+use crate::stream::{StreamClass, StreamHeader, write_header};
 
 /// How many streams to this node itself may wait for [`MeshEndpoint::serve`] to take them.
-const LOCAL_STREAMS_WAITING_MAX: usize = 1024;
+const LOCAL_STREAMS_WAITING_MAX: usize = 64;
 /// What a stream to this node itself holds unread, each way.
 const LOCAL_STREAM_BYTES: usize = 256 * 1024;
 /// How long a node that stops waits for its peers to hear of it.
@@ -75,12 +75,29 @@ impl MeshConfig {
     }
 }
 
-/// Who belongs to the cluster, as this node knows it now. Asked often; answers from memory.
+/// Who belongs to the cluster, as this node knows it now. Asked often; answers from memory, and asks the mesh nothing.
 pub trait Members: Send + Sync + 'static {
     /// `host:port` of the peer's mesh endpoint.
     fn address(&self, peer: NodeId) -> Option<String>;
     /// Asked for every connection, when it is made and again on [`MeshEndpoint::recheck`].
     fn admits(&self, peer: NodeId) -> bool;
+}
+
+/// A live connection, for status pages and tests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConnection {
+    pub peer: NodeId,
+    pub class: StreamClass,
+    pub direction: Direction,
+    pub address: SocketAddr,
+    pub round_trip: Duration,
+}
+
+/// Which side made the connection, and so opens its streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Dialed,
+    Accepted,
 }
 
 /// The operator: the endpoint can't be had.
@@ -108,8 +125,17 @@ pub(crate) struct Shared {
     drivers: Handle,
     dialer: Dialer,
     accepted: Accepted,
-    local_streams: mpsc::Sender<(StreamHeader, ByteStream)>,
-    local_streams_inbox: Mutex<Option<mpsc::Receiver<(StreamHeader, ByteStream)>>>,
+    /// As many streams to this node itself as a peer may have on one connection.
+    local_places: Arc<Semaphore>,
+    local_streams: mpsc::Sender<LocalStream>,
+    local_streams_inbox: Mutex<Option<mpsc::Receiver<LocalStream>>>,
+}
+
+struct LocalStream {
+    header: StreamHeader,
+    stream: ByteStream,
+    /// Given back when the handler is done.
+    place: OwnedSemaphorePermit,
 }
 
 impl MeshEndpoint {
@@ -141,6 +167,7 @@ impl MeshEndpoint {
             drivers: Handle::current(),
             dialer: Dialer::default(),
             accepted: Accepted::default(),
+            local_places: Arc::new(Semaphore::new(config.streams_per_connection_max as usize)),
             local_streams,
             local_streams_inbox: Mutex::new(Some(inbox)),
             config,
@@ -173,11 +200,27 @@ impl MeshEndpoint {
         let _ = timeout(FAREWELL_DEADLINE, self.shared.endpoint.wait_idle()).await;
     }
 
-    /// Membership has changed: closes the connections of those who are no longer members.
+    /// Membership has changed: closes the connections of those who are no longer members, and lets the others be dialed
+    /// at once, whatever came of it before.
     pub fn recheck(&self) {
         let admits = |peer| self.shared.members.admits(peer);
         self.shared.accepted.close_unless(admits);
-        self.shared.dialer.close_unless(admits);
+        self.shared.dialer.recheck(admits);
+    }
+
+    /// The connections of now, dialed ones first.
+    pub fn connections(&self) -> Vec<PeerConnection> {
+        let connection = |direction| {
+            move |(peer, class, c): (NodeId, StreamClass, quinn::Connection)| PeerConnection {
+                peer,
+                class,
+                direction,
+                address: c.remote_address(),
+                round_trip: c.rtt(),
+            }
+        };
+        let dialed = self.shared.dialer.live().into_iter().map(connection(Direction::Dialed));
+        dialed.chain(self.shared.accepted.live().into_iter().map(connection(Direction::Accepted))).collect()
     }
 
     /// A renewed certificate of the same key holds for every connection made from here on.
@@ -218,10 +261,11 @@ impl Link for MeshEndpoint {
 
 impl MeshEndpoint {
     async fn open_here(&self, header: StreamHeader) -> Result<ByteStream, LinkError> {
-        let (here, there) = memory::pair(LOCAL_STREAM_BYTES);
-        self.shared.local_streams.send((header, there)).await.map_err(|_| LinkError::Unreachable {
-            peer: self.shared.local,
-            cause: "this node is stopping".into(),
+        let place = self.shared.local_places.clone().acquire_owned().await;
+        let place = place.expect("the semaphore is never closed");
+        let (here, stream) = memory::pair(LOCAL_STREAM_BYTES);
+        self.shared.local_streams.send(LocalStream { header, stream, place }).await.map_err(|_| {
+            LinkError::Unreachable { peer: self.shared.local, cause: "this node is stopping".into() }
         })?;
         Ok(here)
     }

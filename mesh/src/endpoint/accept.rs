@@ -15,13 +15,12 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, info, warn};
 
 use super::dial::WELCOME;
-use super::{Shared, expel, lock};
-use crate::dial::ByteStream;
+use super::{LocalStream, Shared, expel, lock};
 use crate::join::{self, JoinHandler};
 use crate::link::StreamHandler;
 use crate::quic::bytes::QuicStream;
 use crate::quic::{ALPN_BULK, ALPN_JOIN, ALPN_RAFT, CloseCode};
-use crate::stream::{StreamClass, StreamHeader, read_header};
+use crate::stream::{StreamClass, read_header};
 
 /// Handshakes in progress; one more is refused.
 const HANDSHAKES_MAX: usize = 256;
@@ -51,6 +50,10 @@ impl Accepted {
                 expel(connection, *peer);
             }
         }
+    }
+
+    pub(super) fn live(&self) -> Vec<(NodeId, StreamClass, quinn::Connection)> {
+        lock(&self.connections).clone()
     }
 
     fn enter(&self, peer: NodeId, class: StreamClass, connection: &quinn::Connection) {
@@ -84,7 +87,7 @@ struct Door {
 
 pub(super) async fn serve(
     shared: &Arc<Shared>,
-    mut local_streams: mpsc::Receiver<(StreamHeader, ByteStream)>,
+    mut local_streams: mpsc::Receiver<LocalStream>,
     handler: Arc<dyn StreamHandler>,
     joins: Arc<dyn JoinHandler>,
     cancel: CancellationToken,
@@ -105,7 +108,7 @@ pub(super) async fn serve(
                 Some(incoming) => door.knock(incoming),
                 None => break,
             },
-            Some((header, stream)) = local_streams.recv() => door.here(header, stream),
+            Some(local) = local_streams.recv() => door.here(local),
         }
     }
     door.cancel.cancel();
@@ -124,9 +127,12 @@ impl Door {
         });
     }
 
-    fn here(&self, header: StreamHeader, stream: ByteStream) {
-        let (handler, local) = (self.handler.clone(), self.shared.local);
-        self.spawn(async move { handler.handle(local, header, stream).await });
+    fn here(&self, local: LocalStream) {
+        let (handler, node) = (self.handler.clone(), self.shared.local);
+        self.spawn(async move {
+            handler.handle(node, local.header, local.stream).await;
+            drop(local.place);
+        });
     }
 
     fn knock(&self, incoming: quinn::Incoming) {
@@ -196,6 +202,7 @@ impl Door {
             return debug!(%peer, %error, "left before it was welcomed");
         }
         info!(%peer, ?class, "peer connected");
+        self.shared.dialer.forgive(peer);
         let reason = self.streams(&connection, peer, class).await;
         info!(%peer, ?class, %reason, "peer disconnected");
     }
@@ -209,7 +216,10 @@ impl Door {
         // QUIC counts a stream until both sides have finished it; a handler may go on after that.
         let handlers = Arc::new(Semaphore::new(self.shared.config.streams_per_connection_max as usize));
         loop {
-            let permit = handlers.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let permit = tokio::select! {
+                permit = handlers.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+                reason = connection.closed() => return reason,
+            };
             let (send, recv) = match connection.accept_bi().await {
                 Ok(halves) => halves,
                 Err(reason) => return reason,

@@ -98,6 +98,11 @@ impl Dialer {
             }
             State::Idle | State::Connected(_) | State::Failed { .. } => {}
         }
+        if shared.members.address(peer).is_none() {
+            // Nothing was tried, so nothing is remembered: the address may come with the next entry of the log.
+            slots.remove(&(peer, class));
+            return Look::Known(Err(LinkError::UnknownPeer(peer)));
+        }
         let (decide, outcome) = watch::channel(None);
         let since = Instant::now();
         slot.state = State::Connecting { since, outcome: outcome.clone() };
@@ -122,15 +127,35 @@ impl Dialer {
         }
     }
 
-    pub(super) fn close_unless(&self, admits: impl Fn(NodeId) -> bool) {
-        lock(&self.slots).retain(|(peer, _), slot| {
-            let stays = admits(*peer);
-            if let (false, State::Connected(connection)) = (stays, &slot.state) {
-                expel(connection, *peer);
+    /// Membership has changed. An attempt in flight finds out by itself: it asks again before it is used.
+    pub(super) fn recheck(&self, admits: impl Fn(NodeId) -> bool) {
+        lock(&self.slots).retain(|(peer, _), slot| match &slot.state {
+            State::Connecting { .. } => true,
+            State::Idle | State::Failed { .. } => false,
+            State::Connected(connection) => {
+                let stays = admits(*peer);
+                if !stays {
+                    expel(connection, *peer);
+                }
+                stays
             }
-            // An attempt in flight finds out by itself: it asks again before it is used.
-            stays || matches!(slot.state, State::Connecting { .. })
         });
+    }
+
+    /// The peer has just shown that it lives and takes us for a member: what failed before says nothing any more.
+    pub(super) fn forgive(&self, peer: NodeId) {
+        lock(&self.slots).retain(|(p, _), slot| *p != peer || !matches!(slot.state, State::Failed { .. }));
+    }
+
+    pub(super) fn live(&self) -> Vec<(NodeId, StreamClass, quinn::Connection)> {
+        let slots = lock(&self.slots);
+        let live = slots.iter().filter_map(|((peer, class), slot)| match &slot.state {
+            State::Connected(connection) if connection.close_reason().is_none() => {
+                Some((*peer, *class, connection.clone()))
+            }
+            _ => None,
+        });
+        live.collect()
     }
 
     pub(super) fn stop(&self) {

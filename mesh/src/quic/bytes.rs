@@ -4,10 +4,10 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use quinn::{RecvStream, SendStream};
+use quinn::{ConnectionError, ReadError, RecvStream, SendStream, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::STREAM_DROPPED;
+use super::{STREAM_DROPPED, reason_text};
 
 pub(crate) struct QuicStream {
     send: SendStream,
@@ -27,13 +27,13 @@ impl AsyncRead for QuicStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        AsyncRead::poll_read(Pin::new(&mut self.recv), cx, buf)
+        self.recv.poll_read_buf(cx, buf).map_err(read_error)
     }
 }
 
 impl AsyncWrite for QuicStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.send), cx, buf)
+        Pin::new(&mut self.send).poll_write(cx, buf).map_err(write_error)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -56,4 +56,29 @@ impl Drop for QuicStream {
         }
         // The receiving half tells the peer by itself to stop sending.
     }
+}
+
+/// quinn says only that the connection was lost; why, is what the reader of a log wants to know.
+fn read_error(error: ReadError) -> io::Error {
+    match error {
+        ReadError::ConnectionLost(closed) => connection_lost(&closed),
+        other => other.into(),
+    }
+}
+
+fn write_error(error: WriteError) -> io::Error {
+    match error {
+        WriteError::ConnectionLost(closed) => connection_lost(&closed),
+        // The other side will read no more, as a socket says it.
+        WriteError::Stopped(_) => io::Error::new(io::ErrorKind::BrokenPipe, "the peer stopped reading"),
+        other => other.into(),
+    }
+}
+
+fn connection_lost(closed: &ConnectionError) -> io::Error {
+    let cause = match closed {
+        ConnectionError::ApplicationClosed(close) => reason_text(&close.reason),
+        other => other.to_string(),
+    };
+    io::Error::new(io::ErrorKind::ConnectionAborted, format!("connection lost: {cause}"))
 }
