@@ -121,3 +121,6 @@ fn crowding(nodes: &BTreeMap<NodeId, Member>, voters: &BTreeSet<NodeId>) -> (usi
     let pairs = |count: &usize| count * (count - 1) / 2;
     (in_region.values().map(pairs).sum(), in_zone.values().map(pairs).sum())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use atoll_api::ids::{NodeId, SandboxId};
+use atoll_api::ids::{Generation, NodeId};
 use atoll_api::sandbox::{Desired, Phase, Placement, Resources};
 
 use crate::place::{self, NodeLoadView};
@@ -75,19 +75,17 @@ fn place_unstarted(state: &RegionState, liveness: &Liveness, now_ms: u64, comman
         .filter(|(_, record)| record.phase == Phase::Pending && record.desired == Desired::Running);
     // What this very plan gives to each node: the state doesn't know it yet.
     let mut planned: BTreeMap<NodeId, NodeUsage> = BTreeMap::new();
-    for (sandbox_id, record) in unstarted.take(REPLACEMENTS_MAX) {
+    let placements = unstarted.filter_map(|(sandbox_id, record)| {
         let resources = record.spec.resources;
-        let Some(node_id) = least_burdened(state, liveness, &planned, resources) else { continue };
-        let Some(generation) = record.placement.generation.0.checked_add(1) else { continue };
+        let generation = Generation(record.placement.generation.0.checked_add(1)?);
+        let node_id = least_burdened(state, liveness, &planned, resources)?;
         let share = planned.entry(node_id).or_default();
         *share = share.plus(NodeUsage::of(resources, Desired::Running));
-        commands.push(place_command(sandbox_id, node_id, generation, now_ms));
-    }
-}
-
-fn place_command(sandbox_id: SandboxId, node_id: NodeId, generation: u64, now_ms: u64) -> RegionCommand {
-    let placement = Placement { node_id, generation: atoll_api::ids::Generation(generation) };
-    RegionCommand::PlaceSandbox { sandbox_id, placement, now_ms }
+        let placement = Placement { node_id, generation };
+        Some(RegionCommand::PlaceSandbox { sandbox_id, placement, now_ms })
+    });
+    // Those that no node can take now don't use up the bound: a later one may be smaller.
+    commands.extend(placements.take(REPLACEMENTS_MAX));
 }
 
 fn least_burdened(
@@ -105,3 +103,6 @@ fn least_burdened(
     };
     state.nodes.iter().filter_map(burden).min().map(|(_, node_id)| node_id)
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ mod invariants;
 mod query;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use apply::{PREVIEW_TOKENS_PER_SANDBOX_MAX, REPEAT_WINDOW_MS};
 pub use index::NodeUsage;
@@ -295,5 +295,5 @@ pub enum RegionRejection {
     #[error("the token is taken")]
     TokenTaken,
     #[error("the sandbox has {0} preview links already")]
-    TooManyTokens(usize),
+    TooManyTokens(u64),
 }

@@ -1,6 +1,8 @@
 //! Judges each command against the cluster's state. Total (no input makes it panic), deterministic, and every command may
 //! be said twice.
 
+use std::collections::BTreeSet;
+
 use atoll_api::ids::{NodeId, RegionName, RegionOrdinal};
 use atoll_api::tokens::TokenHash;
 
@@ -124,9 +126,9 @@ impl ClusterState {
         if self.regions.contains_key(name) {
             return Ok(());
         }
-        let lowest_free = (0..RegionOrdinal::COUNT)
-            .filter_map(RegionOrdinal::new)
-            .find(|ordinal| self.region_by_ordinal(*ordinal).is_none());
+        let taken: BTreeSet<RegionOrdinal> = self.regions.values().map(|region| region.ordinal).collect();
+        let mut ordinals = (0..RegionOrdinal::COUNT).filter_map(RegionOrdinal::new);
+        let lowest_free = ordinals.find(|ordinal| !taken.contains(ordinal));
         let ordinal = lowest_free.ok_or(ClusterRejection::TooManyRegions(RegionOrdinal::COUNT))?;
         self.regions.insert(name.clone(), RegionRecord { ordinal, founder, created_at_ms: now_ms });
         Ok(())

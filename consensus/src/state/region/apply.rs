@@ -357,7 +357,7 @@ impl RegionState {
         }
         let held = self.index.preview_tokens.get(&sandbox_id).map_or(0, |hashes| hashes.len());
         if held >= PREVIEW_TOKENS_PER_SANDBOX_MAX {
-            return Err(RegionRejection::TooManyTokens(held));
+            return Err(RegionRejection::TooManyTokens(held as u64));
         }
         let token = PreviewTokenRecord { sandbox_id, port, expires_at_ms };
         self.index.add_preview_token(token_hash, &token);

@@ -1,1 +1,9 @@
-//! The region's rules.
+//! The region's rules: each test is named after one. `World` is the only thing that knows how commands look.
+
+mod lifecycle;
+mod listing;
+mod nodes;
+mod placing;
+mod properties;
+mod tokens;
+pub(crate) mod world;

@@ -1,0 +1,453 @@
+//! Whatever commands come, in whatever order, these hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use atoll_api::ids::{Generation, NodeId, SandboxId};
+use atoll_api::sandbox::{Desired, Phase, Placement, Resources};
+use atoll_api::wire;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::world::*;
+use crate::state::region::*;
+
+/// A command, and whether what only an informed proposer knows (placement, generation, version) is put in from the state.
+/// Without that, random commands would hardly ever get past the first check.
+#[derive(Debug, Clone)]
+struct Step {
+    informed: bool,
+    command: RegionCommand,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step =
+        (prop::bool::weighted(0.8), any_command()).prop_map(|(informed, command)| Step { informed, command });
+    vec(step, 1..40)
+}
+
+/// Fewer than elsewhere, as each case is a long history. `PROPTEST_CASES` raises it.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig { cases: default.cases / 4, failure_persistence: None, ..default }
+}
+
+/// Few of everything, so that commands meet.
+fn any_command() -> impl Strategy<Value = RegionCommand> {
+    use RegionCommand::*;
+    let a_node = || (1..=3u64).prop_map(NodeId);
+    let a_sandbox = || {
+        prop_oneof![
+            12 => (1..=4u8).prop_map(sandbox_id),
+            1 => Just(SandboxId::new(region(1), [1; 14])),
+        ]
+    };
+    let a_placement = || {
+        (a_node(), 0..4u64)
+            .prop_map(|(node_id, generation)| Placement { node_id, generation: Generation(generation) })
+    };
+    let a_desired = || prop_oneof![Just(Desired::Running), Just(Desired::Stopped), Just(Desired::Deleted)];
+    let a_phase = || {
+        prop_oneof![
+            Just(Phase::Pending),
+            Just(Phase::Starting),
+            Just(Phase::Running),
+            Just(Phase::Stopping),
+            Just(Phase::Stopped),
+            Just(failed("reason")),
+            Just(Phase::Lost),
+        ]
+    };
+    let a_health =
+        || prop_oneof![Just(NodeHealth::Ready), Just(NodeHealth::Cordoned), Just(NodeHealth::Down)];
+    let a_time = || (0..4u64).prop_map(|step| NOW_MS + step * REPEAT_WINDOW_MS / 2);
+    let a_token = || (0..6u8).prop_map(token);
+    let resources = || {
+        (0..3u32, 0..3u32, 0..6u32).prop_map(|(cpu, memory_gib, disk_gib)| Resources {
+            cpu,
+            memory_gib,
+            disk_gib,
+        })
+    };
+    let a_new_sandbox = (1..=2u128, 1..=3u8, resources(), a_node(), -1..2i32).prop_map(
+        |(organization_number, name, resources, node_id, auto_delete_minutes)| {
+            let mut sandbox = new_sandbox(&format!("n{name}"), 0);
+            sandbox.organization_id = organization(organization_number);
+            sandbox.spec.resources = resources;
+            sandbox.node_id = node_id;
+            sandbox.intervals.auto_delete_minutes = auto_delete_minutes;
+            Box::new(sandbox)
+        },
+    );
+    prop_oneof![
+        1 => (0..2u16).prop_map(|ordinal| FoundRegion { ordinal: region(ordinal) }),
+        2 => (a_node(), resources(), 0..5u32, a_time()).prop_map(|(node_id, total, sandboxes_max, now_ms)| {
+            let total = Resources { cpu: total.cpu * 4, memory_gib: total.memory_gib * 4, disk_gib: 30 };
+            OfferNode { node_id, total, sandboxes_max, now_ms }
+        }),
+        3 => (a_node(), a_health(), a_time()).prop_map(|(node_id, health, now_ms)| JudgeNode { node_id, health, now_ms }),
+        1 => a_node().prop_map(|node_id| WithdrawNode { node_id }),
+        8 => (a_sandbox(), a_new_sandbox, a_time())
+            .prop_map(|(sandbox_id, sandbox, now_ms)| CreateSandbox { sandbox_id, sandbox, now_ms }),
+        4 => (a_sandbox(), a_placement(), a_time())
+            .prop_map(|(sandbox_id, placement, now_ms)| PlaceSandbox { sandbox_id, placement, now_ms }),
+        8 => (a_sandbox(), a_desired(), a_time())
+            .prop_map(|(sandbox_id, desired, now_ms)| SetDesired { sandbox_id, desired, now_ms }),
+        8 => (a_sandbox(), a_placement(), 0..4u64, a_phase(), a_time()).prop_map(
+            |(sandbox_id, placement, desired_version, phase, now_ms)| {
+                ReportPhase { sandbox_id, placement, desired_version, phase, now_ms }
+            }
+        ),
+        3 => (a_sandbox(), a_placement())
+            .prop_map(|(sandbox_id, placement)| ReportDeleted { sandbox_id, placement }),
+        1 => (a_sandbox(), a_time())
+            .prop_map(|(sandbox_id, now_ms)| SetLabels { sandbox_id, labels: Default::default(), now_ms }),
+        1 => (a_sandbox(), any::<bool>(), a_time())
+            .prop_map(|(sandbox_id, public, now_ms)| SetPublic { sandbox_id, public, now_ms }),
+        1 => (a_sandbox(), -1..2i32, a_time()).prop_map(|(sandbox_id, auto_delete_minutes, now_ms)| {
+            let intervals = Intervals { auto_stop_minutes: 1, auto_archive_minutes: 1, auto_delete_minutes };
+            SetIntervals { sandbox_id, intervals, now_ms }
+        }),
+        2 => (a_token(), a_sandbox(), a_time()).prop_map(|(token_hash, sandbox_id, expires_at_ms)| {
+            IssueSshToken { token_hash, sandbox_id, expires_at_ms, now_ms: NOW_MS }
+        }),
+        1 => (a_sandbox(), prop::option::of(a_token()))
+            .prop_map(|(sandbox_id, token_hash)| RevokeSshTokens { sandbox_id, token_hash }),
+        2 => (a_token(), a_sandbox(), 1..3u16, a_time()).prop_map(|(token_hash, sandbox_id, port, expires_at_ms)| {
+            IssuePreviewToken { token_hash, sandbox_id, port, expires_at_ms }
+        }),
+        1 => (a_sandbox(), 1..3u16, a_token()).prop_map(|(sandbox_id, port, token_hash)| {
+            RevokePreviewToken { sandbox_id, port, token_hash }
+        }),
+        1 => a_time().prop_map(|now_ms| ExpireTokens { now_ms }),
+    ]
+}
+
+impl Step {
+    fn command(&self, state: &RegionState) -> RegionCommand {
+        let mut command = self.command.clone();
+        if !self.informed {
+            return command;
+        }
+        match &mut command {
+            RegionCommand::PlaceSandbox { sandbox_id, placement, .. } => {
+                if let Some(record) = state.sandboxes.get(sandbox_id) {
+                    placement.generation = record.placement.generation.next();
+                }
+            }
+            RegionCommand::ReportPhase { sandbox_id, placement, desired_version, .. } => {
+                if let Some(record) = state.sandboxes.get(sandbox_id) {
+                    *placement = record.placement;
+                    *desired_version = record.desired_version;
+                }
+            }
+            RegionCommand::ReportDeleted { sandbox_id, placement } => {
+                if let Some(record) = state.sandboxes.get(sandbox_id) {
+                    *placement = record.placement;
+                }
+            }
+            _ => {}
+        }
+        command
+    }
+}
+
+/// Plays the steps on a region of three nodes; `each` sees the state before, the command, the outcome, the state after.
+fn play(steps: &[Step], mut each: impl FnMut(&RegionState, &RegionCommand, &RegionOutcome, &RegionState)) {
+    let mut state = World::with_nodes(3).state;
+    for step in steps {
+        let before = state.clone();
+        let command = step.command(&before);
+        let outcome = state.apply(command.clone());
+        each(&before, &command, &outcome, &state);
+    }
+}
+
+fn live(state: &RegionState) -> impl Iterator<Item = (&SandboxId, &SandboxRecord)> {
+    state.sandboxes.iter().filter(|(_, record)| record.desired != Desired::Deleted)
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn invariants_hold_and_the_state_survives_storage_at_every_step(steps in steps()) {
+        play(&steps, |_, command, _, after| {
+            after.check_invariants();
+            let stored = wire::encode(after).unwrap();
+            let read: RegionState = wire::decode(&stored).unwrap();
+            assert_eq!(&read, after);
+            assert_eq!(wire::encode(&read).unwrap(), stored, "byte for byte");
+            let said: RegionCommand = wire::decode(&wire::encode(command).unwrap()).unwrap();
+            assert_eq!(&said, command);
+        });
+    }
+
+    #[test]
+    fn a_command_said_twice_counts_once_and_a_rejected_one_not_at_all(steps in steps()) {
+        play(&steps, |before, command, outcome, after| {
+            if *outcome != APPLIED {
+                assert_eq!(before, after, "{command:?}");
+            }
+            let mut again = after.clone();
+            let second = again.apply(command.clone());
+            assert_eq!(&again, after, "{command:?}");
+            // The one case: the first report of the stop has doomed the ephemeral sandbox.
+            let doomed_it = matches!(command, RegionCommand::ReportPhase { phase: Phase::Stopped, .. })
+                && second == rejected(RegionRejection::Deleting);
+            assert!(second == *outcome || doomed_it, "{command:?}: {outcome:?}, then {second:?}");
+        });
+    }
+
+    #[test]
+    fn replicas_that_apply_the_same_bytes_are_equal(steps in steps()) {
+        let mut log = Vec::new();
+        let mut last = RegionState::default();
+        play(&steps, |_, command, _, after| {
+            log.push(wire::encode(command).unwrap());
+            last = after.clone();
+        });
+        // One that was restored from a snapshot half-way and one that was not.
+        let mut replica = World::with_nodes(3).state;
+        for (position, entry) in log.iter().enumerate() {
+            if position == log.len() / 2 {
+                replica = wire::decode(&wire::encode(&replica).unwrap()).unwrap();
+            }
+            replica.apply(wire::decode(entry).unwrap());
+        }
+        prop_assert_eq!(wire::encode(&replica).unwrap(), wire::encode(&last).unwrap());
+        prop_assert_eq!(replica, last);
+    }
+
+    #[test]
+    fn a_generation_has_one_owner_and_never_decreases(steps in steps()) {
+        let mut owners: BTreeMap<(SandboxId, Generation), NodeId> = BTreeMap::new();
+        play(&steps, |before, command, _, after| {
+            for (sandbox_id, record) in &after.sandboxes {
+                let Placement { node_id, generation } = record.placement;
+                match before.sandboxes.get(sandbox_id) {
+                    Some(earlier) => assert!(generation >= earlier.placement.generation, "{command:?}"),
+                    // A new life: nobody remembers the earlier one (see tombstones).
+                    None => owners.retain(|(owned, _), _| owned != sandbox_id),
+                }
+                let owner = *owners.entry((*sandbox_id, generation)).or_insert(node_id);
+                assert_eq!(owner, node_id, "{sandbox_id} generation {generation} after {command:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_delete_always_wins(steps in steps()) {
+        play(&steps, |before, command, _, after| {
+            for (sandbox_id, record) in &before.sandboxes {
+                if record.desired == Desired::Deleted {
+                    let still = after.sandboxes.get(sandbox_id).map(|record| record.desired);
+                    assert!(matches!(still, None | Some(Desired::Deleted)), "{command:?}");
+                }
+                if let RegionCommand::SetDesired { sandbox_id: wished, desired: Desired::Deleted, .. } = command
+                    && wished == sandbox_id
+                {
+                    assert_eq!(after.sandboxes[sandbox_id].desired, Desired::Deleted);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_record_goes_only_when_it_was_to_be_deleted(steps in steps()) {
+        play(&steps, |before, command, _, after| {
+            for (sandbox_id, _) in live(before) {
+                assert!(after.sandboxes.contains_key(sandbox_id), "{command:?} lost {sandbox_id}");
+            }
+        });
+    }
+
+    #[test]
+    fn names_of_living_sandboxes_are_unique(steps in steps()) {
+        play(&steps, |_, command, _, after| {
+            let mut names = BTreeSet::new();
+            for (_, record) in live(after) {
+                assert!(names.insert((record.organization_id, &record.name)), "{command:?}");
+            }
+            assert_eq!(after.names.values().map(BTreeMap::len).sum::<usize>(), names.len());
+        });
+    }
+
+    #[test]
+    fn no_command_promises_more_than_a_node_has(steps in steps()) {
+        play(&steps, |before, command, _, after| {
+            for (node_id, node) in &after.nodes {
+                let mut promised = NodeUsage::default();
+                for (_, record) in after.sandboxes.iter().filter(|(_, r)| r.placement.node_id == *node_id) {
+                    promised = promised.plus(NodeUsage::of(record.spec.resources, record.desired));
+                }
+                assert_eq!(after.usage(*node_id), promised);
+                let grew = promised.cpu > before.usage(*node_id).cpu
+                    || promised.memory_gib > before.usage(*node_id).memory_gib;
+                let fits = promised.cpu <= u64::from(node.total.cpu)
+                    && promised.memory_gib <= u64::from(node.total.memory_gib);
+                // A node that shrank holds too much; nothing may be added to it in that resource.
+                if grew && node == &before.nodes[node_id] {
+                    let cpu_ok = promised.cpu <= u64::from(node.total.cpu).max(before.usage(*node_id).cpu);
+                    let memory_ok =
+                        promised.memory_gib <= u64::from(node.total.memory_gib).max(before.usage(*node_id).memory_gib);
+                    assert!(fits || (cpu_ok && memory_ok), "{command:?}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn pages_of_any_size_join_up_to_the_whole_list(steps in steps(), limit in 1..5usize) {
+        let mut last = RegionState::default();
+        play(&steps, |_, _, _, after| last = after.clone());
+        for number in 1..=2 {
+            let whole = last.list(organization(number), |_, _| true, None, usize::MAX).items;
+            let of_organization =
+                last.sandboxes.values().filter(|record| record.organization_id == organization(number)).count();
+            prop_assert_eq!(whole.len(), of_organization);
+            let mut joined = Vec::new();
+            let mut after = None;
+            loop {
+                let page = last.list(organization(number), |_, _| true, after, limit);
+                joined.extend(page.items);
+                let Some(next) = page.next else { break };
+                after = Some(next.to_string().parse().unwrap());
+            }
+            prop_assert_eq!(joined, whole);
+        }
+    }
+}
+
+/// The plainest thing that could be right about ids, names and deletes, with nodes that always have room.
+#[derive(Default)]
+struct Model {
+    sandboxes: Vec<Modelled>,
+}
+
+struct Modelled {
+    n: u8,
+    name: u8,
+    life: Life,
+}
+
+#[derive(PartialEq)]
+enum Life {
+    Alive,
+    Doomed,
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Deed {
+    Create { n: u8, name: u8 },
+    Delete { n: u8 },
+    Removed { n: u8 },
+}
+
+impl Model {
+    fn expect(&mut self, deed: Deed) -> RegionOutcome {
+        let name_taken = |name| self.sandboxes.iter().any(|s| s.name == name && s.life == Life::Alive);
+        let (Deed::Create { n, .. } | Deed::Delete { n } | Deed::Removed { n }) = deed;
+        let taken = if let Deed::Create { name, .. } = deed { name_taken(name) } else { false };
+        let known = self.sandboxes.iter_mut().find(|s| s.n == n);
+        match (deed, known) {
+            (Deed::Create { name, .. }, Some(s)) if s.life != Life::Gone && s.name == name => APPLIED,
+            (Deed::Create { .. }, Some(s)) if s.life != Life::Gone => rejected(RegionRejection::IdTaken),
+            (Deed::Create { .. }, Some(_)) => rejected(RegionRejection::Deleting),
+            (Deed::Create { name, .. }, None) if taken => {
+                rejected(RegionRejection::NameTaken(format!("n{name}")))
+            }
+            (Deed::Create { name, .. }, None) => {
+                self.sandboxes.push(Modelled { n, name, life: Life::Alive });
+                APPLIED
+            }
+            (Deed::Delete { .. }, Some(s)) if s.life != Life::Gone => {
+                s.life = Life::Doomed;
+                APPLIED
+            }
+            (Deed::Delete { .. }, _) => rejected(RegionRejection::NotFound),
+            (Deed::Removed { .. }, Some(s)) if s.life == Life::Alive => {
+                rejected(RegionRejection::StaleReport)
+            }
+            (Deed::Removed { .. }, Some(s)) => {
+                s.life = Life::Gone;
+                APPLIED
+            }
+            (Deed::Removed { .. }, None) => APPLIED,
+        }
+    }
+}
+
+fn deeds() -> impl Strategy<Value = Vec<Deed>> {
+    let deed = prop_oneof![
+        3 => (1..=6u8, 1..=3u8).prop_map(|(n, name)| Deed::Create { n, name }),
+        2 => (1..=6u8).prop_map(|n| Deed::Delete { n }),
+        1 => (1..=6u8).prop_map(|n| Deed::Removed { n }),
+    ];
+    vec(deed, 1..60)
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn create_and_delete_do_what_the_plainest_model_does(deeds in deeds()) {
+        let mut world = World::with_nodes(1);
+        let total = Resources { cpu: 1_000, memory_gib: 1_000, disk_gib: 1_000 };
+        world.accept(RegionCommand::OfferNode { node_id: NodeId(1), total, sandboxes_max: 1_000, now_ms: NOW_MS });
+        let mut model = Model::default();
+        for deed in deeds {
+            let command = match deed {
+                Deed::Create { n, name } => create(n, new_sandbox(&format!("n{name}"), 1)),
+                Deed::Delete { n } => world.wish(n, Desired::Deleted),
+                Deed::Removed { n } => report_deleted(n, at(1, 1)),
+            };
+
+            let outcome = world.apply(command);
+
+            prop_assert_eq!(outcome, model.expect(deed), "{:?}", deed);
+            for modelled in &model.sandboxes {
+                let holder = world.state.by_name(organization(1), &format!("n{}", modelled.name));
+                let holds = holder.is_some_and(|(sandbox_id, _)| sandbox_id == super::world::sandbox_id(modelled.n));
+                prop_assert_eq!(holds, modelled.life == Life::Alive);
+            }
+        }
+    }
+}
+
+#[test]
+fn tens_of_thousands_of_records_do_not_slow_the_next_create() {
+    let mut state = World::with_nodes(0).state;
+    let total = Resources { cpu: u32::MAX, memory_gib: u32::MAX, disk_gib: u32::MAX };
+    for node in 1..=10 {
+        state.apply(RegionCommand::OfferNode {
+            node_id: NodeId(node),
+            total,
+            sandboxes_max: u32::MAX,
+            now_ms: NOW_MS,
+        });
+    }
+    let mut create = |n: u32| {
+        let mut random = [0u8; 14];
+        random[8..12].copy_from_slice(&n.to_be_bytes());
+        let command = RegionCommand::CreateSandbox {
+            sandbox_id: SandboxId::new(region(0), random),
+            sandbox: Box::new(new_sandbox(&format!("n{n}"), u64::from(n) % 10 + 1)),
+            now_ms: NOW_MS + u64::from(n),
+        };
+        let start = std::time::Instant::now();
+        assert_eq!(state.apply(command), APPLIED);
+        start.elapsed()
+    };
+    // The fastest of many creates: what else the machine does can only add to it, and a scan of all records would too.
+    const BATCH: u32 = 200;
+    const RECORDS: u32 = 40_000;
+    let early = (0..BATCH).map(&mut create).min().unwrap();
+    for n in BATCH..RECORDS - BATCH {
+        create(n);
+    }
+    let late = (RECORDS - BATCH..RECORDS).map(&mut create).min().unwrap();
+
+    // A walk over all records takes a hundred times as long as a few steps down some trees.
+    assert!(late < early * 20, "early {early:?}, late {late:?}");
+}
