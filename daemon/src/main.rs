@@ -1,1 +1,64 @@
-fn main() {}
+//! The process inside a sandbox: toolbox HTTP, sessions, terminals, files and SSH channels for its own node.
+//!
+//! It knows one sandbox, itself. Its runtime has one thread (see [`reaper`] for what rests on that); file work runs on a few
+//! threads that act as the user (see [`files::workers`]).
+
+mod boot;
+
+mod accounts;
+mod environment;
+mod launch;
+mod polled;
+mod processes;
+mod reaper;
+mod shells;
+
+mod errors;
+mod gate;
+mod routes;
+
+mod channel;
+mod files;
+mod info;
+mod metrics;
+mod output;
+mod ports;
+mod process;
+mod proxy;
+mod pty;
+mod session;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: atoll-daemon [--config FILE] [--hello SOCKET] [--listen ADDRESS] [--accounts-dir DIR] [--state-dir DIR]
+       atoll-daemon sftp-server      (SFTP version 3 on standard input and output)
+       atoll-daemon --version";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let outcome = match args.next().as_deref() {
+        Some("sftp-server") => channel::sftp::serve_stdio(),
+        Some("--version") => {
+            println!("atoll-daemon {}", info::VERSION);
+            Ok(())
+        }
+        Some("--help" | "-h") => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        first => match boot::Options::parse(first.map(str::to_owned).into_iter().chain(args)) {
+            Ok(options) => boot::run(options),
+            Err(message) => {
+                eprintln!("{message}\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("atoll-daemon: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! From arguments to serving, in the order things start; SIGTERM undoes it upwards.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use atoll_api::daemon::{CONFIG_PATH, DaemonConfig, HELLO_SOCKET_PATH, Hello};
+use nix::sys::signal::{SigSet, Signal as NixSignal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::process::Signal;
+use tokio::io::AsyncWriteExt;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpListener, UnixStream};
+
+use crate::accounts::Accounts;
+use crate::environment::Environment;
+use crate::files::workers::Workers;
+use crate::launch::Launcher;
+use crate::reaper::Reaper;
+use crate::routes::Daemon;
+use crate::{gate, info, polled, processes, routes, shells};
+
+const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2280);
+/// Root's, and the user's shells may pass through it: see `session`.
+const STATE_DIR: &str = "/run/atoll-daemon";
+/// Between SIGTERM to everyone and SIGKILL to who is left. Shorter than any engine's own grace.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+const STOP_POLL: Duration = Duration::from_millis(20);
+/// The runner listens before it starts us; a later answer means it has gone, and it will look for itself.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// Nothing here uses tokio's blocking pool on purpose; this bounds whatever a library does.
+const BLOCKING_THREADS_MAX: usize = 2;
+/// The lowest there is that still lets the kernel kill us before it panics.
+const OOM_SCORE_ADJ: &str = "-999";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    pub config: PathBuf,
+    /// Absent in the config's folder means nobody waits for a hello.
+    pub hello: PathBuf,
+    pub listen: SocketAddr,
+    /// Where `passwd`, `group` and `shells` are.
+    pub accounts_dir: PathBuf,
+    pub state_dir: PathBuf,
+}
+
+impl Options {
+    pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
+        let mut options = Options {
+            config: CONFIG_PATH.into(),
+            hello: HELLO_SOCKET_PATH.into(),
+            listen: LISTEN,
+            accounts_dir: "/etc".into(),
+            state_dir: STATE_DIR.into(),
+        };
+        while let Some(flag) = args.next() {
+            let value = args.next().ok_or_else(|| format!("{flag} needs a value, or is unknown"))?;
+            match flag.as_str() {
+                "--config" => options.config = value.into(),
+                "--hello" => options.hello = value.into(),
+                "--listen" => options.listen = value.parse().map_err(|_| format!("not an address: {value}"))?,
+                "--accounts-dir" => options.accounts_dir = value.into(),
+                "--state-dir" => options.state_dir = value.into(),
+                _ => return Err(format!("unknown flag {flag}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+pub fn run(options: Options) -> Result<()> {
+    // Before any thread exists, so that every thread leaves these signals to us. Children start with an empty mask.
+    let mut handled = SigSet::empty();
+    handled.add(NixSignal::SIGTERM);
+    handled.add(NixSignal::SIGINT);
+    handled.thread_block().context("block signals")?;
+
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+    protect_from_the_oom_killer();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("become the reaper of orphans")?;
+
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()
+        .context("start the runtime")?
+        .block_on(live(options, handled))
+}
+
+async fn live(options: Options, handled: SigSet) -> Result<()> {
+    let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .context("make a descriptor for signals")?;
+    let signals = polled::signals(signals).context("listen for signals")?;
+    let config = read_config(&options)?;
+    let accounts = Accounts::read(&options.accounts_dir);
+    let account = accounts.resolve(&config.user).context("find the sandbox's user")?;
+    let shells = shells::Shells::read(&options.accounts_dir, &account);
+    let environment = Environment::new(
+        std::env::vars_os(),
+        &account,
+        &shells.login().to_string_lossy(),
+        &config.env.clone().into_iter().collect(),
+    );
+    let work_dir = first_existing([config.work_dir.clone().map(PathBuf::from), Some(account.home.clone())]);
+
+    let reaper = Reaper::default();
+    let mut reaping = tokio::spawn(reaper.clone().run());
+    let workers = Workers::start(&account).context("start file workers as the user")?;
+    let daemon = Arc::new(Daemon::new(
+        Launcher::new(account, reaper),
+        options.accounts_dir,
+        environment,
+        shells,
+        workers,
+        work_dir,
+        options.listen.port(),
+        options.state_dir,
+    )?);
+
+    let listener = TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
+    daemon.listening_on(listener.local_addr().context("read the listening address")?.port());
+    if !config.entrypoint.is_empty() {
+        daemon.start_entrypoint(&config.entrypoint).await;
+    }
+    let hello = Hello {
+        sandbox_id: config.sandbox_id.clone(),
+        secret: config.secret.clone(),
+        version: info::VERSION.to_owned(),
+    };
+    tracing::info!(sandbox_id = config.sandbox_id, listen = %listener.local_addr()?, "serving");
+
+    let served = async {
+        // The port queues connections from the moment it is bound; hello may overtake the accept loop, but never the port.
+        let (_, never) = tokio::join!(say_hello(&options.hello, &hello), gate::serve(listener, &config.secret, routes::router(daemon.clone())));
+        match never {}
+    };
+    tokio::select! {
+        () = served => {}
+        ended = &mut reaping => ended.context("reaper")?.context("wait for children")?,
+        signal = asked_to_stop(&signals) => tracing::info!(signal, "stopping"),
+    }
+    stop_everyone().await;
+    daemon.forget_state();
+    Ok(())
+}
+
+fn read_config(options: &Options) -> Result<DaemonConfig> {
+    let text = std::fs::read(&options.config).with_context(|| format!("read {}", options.config.display()))?;
+    let config: DaemonConfig =
+        serde_json::from_slice(&text).with_context(|| format!("parse {}", options.config.display()))?;
+    let is_secret = config.secret.len() == 64 && config.secret.bytes().all(|byte| byte.is_ascii_hexdigit());
+    anyhow::ensure!(is_secret, "the secret in {} is not 64 hex digits", options.config.display());
+    Ok(config)
+}
+
+fn first_existing<const N: usize>(candidates: [Option<PathBuf>; N]) -> PathBuf {
+    candidates.into_iter().flatten().find(|dir| dir.is_dir()).unwrap_or_else(|| PathBuf::from("/"))
+}
+
+/// Lowering needs a capability that not every sandbox has; then the runner's own setting stands.
+fn protect_from_the_oom_killer() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
+        tracing::debug!(%error, "OOM score stays");
+    }
+}
+
+/// One line. Failing is not fatal: a runner that adopted a running sandbox no longer listens.
+async fn say_hello(socket: &std::path::Path, hello: &Hello) {
+    let said = tokio::time::timeout(HELLO_DEADLINE, async {
+        let mut stream = UnixStream::connect(socket).await?;
+        let mut line = serde_json::to_vec(hello).expect("a struct of strings is always JSON");
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        stream.shutdown().await
+    });
+    match said.await {
+        Ok(Ok(())) => tracing::info!("hello said"),
+        Ok(Err(error)) => tracing::warn!(%error, socket = %socket.display(), "say hello"),
+        Err(_) => tracing::warn!(socket = %socket.display(), "say hello: deadline"),
+    }
+}
+
+/// As PID 1 we obey only who is outside (the kernel shows no sender for them): a process in the sandbox,
+/// also a root one, can't stop the daemon.
+async fn asked_to_stop(signals: &AsyncFd<SignalFd>) -> u32 {
+    let is_init = rustix::process::getpid().is_init();
+    loop {
+        let Ok(mut ready) = signals.readable().await else { return 0 };
+        match signals.get_ref().read_signal() {
+            Ok(Some(info)) if !is_init || info.ssi_pid == 0 => return info.ssi_signo,
+            Ok(Some(info)) => tracing::warn!(from = info.ssi_pid, "a process in the sandbox asked the daemon to stop"),
+            Ok(None) | Err(_) => ready.clear_ready(),
+        }
+    }
+}
+
+async fn stop_everyone() {
+    let deadline = Instant::now() + STOP_GRACE;
+    for pid in processes::descendants() {
+        // Interactive shells ignore SIGTERM and obey SIGHUP; a stopped process sees neither before SIGCONT.
+        for signal in [Signal::TERM, Signal::HUP, Signal::CONT] {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+    while !processes::descendants().is_empty() && Instant::now() < deadline {
+        tokio::time::sleep(STOP_POLL).await;
+    }
+    for pid in processes::descendants() {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options, String> {
+        Options::parse(args.iter().map(|arg| (*arg).to_owned()))
+    }
+
+    #[test]
+    fn without_flags_the_mounted_paths_hold() {
+        let options = parse(&[]).unwrap();
+
+        assert_eq!(options.config.to_str(), Some(CONFIG_PATH));
+        assert_eq!(options.listen.to_string(), "127.0.0.1:2280");
+    }
+
+    #[test]
+    fn a_flag_without_value_or_meaning_is_refused() {
+        assert!(parse(&["--config"]).is_err());
+        assert!(parse(&["--frobnicate", "1"]).is_err());
+        assert!(parse(&["--listen", "nowhere"]).is_err());
+    }
+}

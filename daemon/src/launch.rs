@@ -1,0 +1,142 @@
+//! Starts processes as the sandbox's user: own session, own credentials, no descriptor of ours, OOM score of anyone.
+
+mod child;
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Pid;
+use tokio::net::unix::pipe;
+
+use crate::accounts::Account;
+use crate::environment::Variables;
+use crate::reaper::{ExitWatch, Reaper};
+
+pub struct Launch {
+    pub program: PathBuf,
+    /// What the process sees as its own name, when that differs: a login shell has a leading `-`.
+    pub arg0: Option<String>,
+    pub args: Vec<String>,
+    pub env: Variables,
+    pub cwd: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// Reads end at once.
+    Empty,
+    Piped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// One pipe for both, so the order of writes is kept.
+    Merged,
+    /// Two pipes; order between them is lost.
+    Split,
+    /// Only stdout is ours; stderr goes nowhere.
+    StdoutOnly,
+}
+
+/// A running process, its ends of pipes in our hands. Dropping it neither kills nor waits.
+pub struct Running {
+    pub pid: Pid,
+    pub exit: ExitWatch,
+    pub stdin: Option<pipe::Sender>,
+    /// Both streams when merged.
+    pub stdout: Option<pipe::Receiver>,
+    pub stderr: Option<pipe::Receiver>,
+}
+
+#[derive(Clone)]
+pub struct Launcher {
+    account: Account,
+    pub reaper: Reaper,
+}
+
+impl Launcher {
+    pub fn new(account: Account, reaper: Reaper) -> Launcher {
+        Launcher { account, reaper }
+    }
+
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// Errors are those of fork, of changing to the directory (as the user) and of exec.
+    pub fn start(&self, launch: Launch, input: Input, output: Output) -> io::Result<Running> {
+        let mut command = self.command(&launch, child::Terminal::None)?;
+        command.stdin(match input {
+            Input::Empty => Stdio::null(),
+            Input::Piped => Stdio::piped(),
+        });
+        let merged = match output {
+            Output::Merged => {
+                let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+                command.stdout(writer.try_clone()?).stderr(writer);
+                Some(reader)
+            }
+            Output::Split => {
+                command.stdout(Stdio::piped()).stderr(Stdio::piped());
+                None
+            }
+            Output::StdoutOnly => {
+                command.stdout(Stdio::piped()).stderr(Stdio::null());
+                None
+            }
+        };
+        let (pid, exit, mut spawned) = self.fork(&mut command)?;
+        // Our copies of the writing ends go with it; a reader would wait for them for ever.
+        drop(command);
+        let stdout = match merged {
+            Some(reader) => Some(pipe::Receiver::from_owned_fd(reader)?),
+            None => receiver(spawned.stdout.take().map(OwnedFd::from))?,
+        };
+        Ok(Running {
+            pid,
+            exit,
+            stdin: spawned.stdin.take().map(|fd| pipe::Sender::from_owned_fd(fd.into())).transpose()?,
+            stdout,
+            stderr: receiver(spawned.stderr.take().map(OwnedFd::from))?,
+        })
+    }
+
+    /// On a terminal, which becomes the controlling one of the new session.
+    pub fn start_on_terminal(&self, launch: Launch, terminal: OwnedFd) -> io::Result<Running> {
+        let mut command = self.command(&launch, child::Terminal::Controlling)?;
+        command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
+        let (pid, exit, _) = self.fork(&mut command)?;
+        Ok(Running { pid, exit, stdin: None, stdout: None, stderr: None })
+    }
+
+    fn command(&self, launch: &Launch, terminal: child::Terminal) -> io::Result<Command> {
+        let mut command = Command::new(&launch.program);
+        if let Some(arg0) = &launch.arg0 {
+            command.arg0(arg0);
+        }
+        command.args(&launch.args).env_clear().envs(&launch.env);
+        child::prepare(&mut command, child::Becoming::new(&self.account, c_path(&launch.cwd)?, terminal));
+        Ok(command)
+    }
+
+    /// Fork and adoption in one step without an await between them, as the reaper demands.
+    fn fork(&self, command: &mut Command) -> io::Result<(Pid, ExitWatch, std::process::Child)> {
+        let spawned = command.spawn()?;
+        let pid = Pid::from_child(&spawned);
+        Ok((pid, self.reaper.adopt(pid), spawned))
+    }
+}
+
+fn receiver(fd: Option<OwnedFd>) -> io::Result<Option<pipe::Receiver>> {
+    fd.map(pipe::Receiver::from_owned_fd).transpose()
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}

@@ -1,0 +1,89 @@
+//! What happens in a child between fork and exec. Unsafe because nothing here may allocate, lock or panic.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Gid, Uid};
+
+use crate::accounts::Account;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Terminal {
+    None,
+    /// Descriptor 0 becomes the controlling terminal.
+    Controlling,
+}
+
+/// Everything the child needs, made before the fork.
+pub struct Becoming {
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+    cwd: CString,
+    terminal: Terminal,
+}
+
+impl Becoming {
+    pub fn new(account: &Account, cwd: CString, terminal: Terminal) -> Becoming {
+        Becoming {
+            uid: Uid::from_raw(account.uid),
+            gid: Gid::from_raw(account.gid),
+            groups: account.groups.iter().copied().map(Gid::from_raw).collect(),
+            cwd,
+            terminal,
+        }
+    }
+}
+
+pub fn prepare(command: &mut Command, becoming: Becoming) {
+    // SAFETY: the closure runs after fork in a copy of a process with several threads, so it must be async-signal-safe.
+    // It makes raw system calls only (rustix's Linux backend; pthread_sigmask, which POSIX lists as safe), reads memory
+    // that was allocated before the fork, builds errors from numbers, and neither allocates, locks nor panics.
+    unsafe {
+        command.pre_exec(move || become_user(&becoming));
+    }
+}
+
+fn become_user(becoming: &Becoming) -> io::Result<()> {
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(|errno| io::Error::from_raw_os_error(errno as i32))?;
+    rustix::process::setsid()?;
+    if becoming.terminal == Terminal::Controlling {
+        // SAFETY: descriptor 0 is the terminal, open until exec and beyond; nothing here closes it.
+        rustix::process::ioctl_tiocsctty(unsafe { BorrowedFd::borrow_raw(0) })?;
+    }
+    reset_oom_score();
+    close_the_rest_on_exec();
+    rustix::thread::set_thread_groups(&becoming.groups)?;
+    rustix::thread::set_thread_res_gid(becoming.gid, becoming.gid, becoming.gid)?;
+    rustix::thread::set_thread_res_uid(becoming.uid, becoming.uid, becoming.uid)?;
+    // As the user: a directory that the user may not enter is not entered.
+    rustix::process::chdir(becoming.cwd.as_c_str())?;
+    Ok(())
+}
+
+/// The daemon is protected; what it starts is not. Raising one's score is always allowed.
+fn reset_oom_score() {
+    if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        let _ = rustix::io::write(&file, b"0");
+    }
+}
+
+/// All our descriptors are close-on-exec already; this holds also for one that somebody forgets.
+fn close_the_rest_on_exec() {
+    const FIRST: nix::libc::c_uint = 3;
+    // SAFETY: takes numbers only, and marks descriptors of this process, which is about to exec.
+    // An old kernel answers ENOSYS, and the first sentence above still holds.
+    unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_close_range,
+            FIRST,
+            nix::libc::c_uint::MAX,
+            nix::libc::CLOSE_RANGE_CLOEXEC,
+        );
+    }
+}

@@ -1,0 +1,117 @@
+//! Reads what a process writes: until its pipe ends, or until it has ended itself although a child of it holds the pipe.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::reaper::ExitWatch;
+
+/// What one answer may carry of a program's output. Of more, the first and the last half stay.
+pub const OUTPUT_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const CHUNK_BYTES: usize = 16 * 1024;
+/// A program has ended and its pipe is still open: a background child has it. This long without a byte is the end.
+const QUIET: Duration = Duration::from_millis(100);
+/// And so is this much: more than a pipe could hold when the program ended (`/proc/sys/fs/pipe-max-size`).
+const AFTER_EXIT_BYTES_MAX: usize = 1024 * 1024;
+
+pub struct Stream {
+    pipe: pipe::Receiver,
+    exit: ExitWatch,
+    left_after_exit: usize,
+    buffer: Box<[u8]>,
+}
+
+impl Stream {
+    pub fn new(pipe: pipe::Receiver, exit: ExitWatch) -> Stream {
+        Stream { pipe, exit, left_after_exit: AFTER_EXIT_BYTES_MAX, buffer: vec![0; CHUNK_BYTES].into() }
+    }
+
+    /// `None` is the end. Cancel-safe.
+    pub async fn next(&mut self) -> Option<&[u8]> {
+        if self.left_after_exit == 0 {
+            return None;
+        }
+        let exit = &mut self.exit;
+        let read = tokio::select! {
+            biased;
+            read = self.pipe.read(&mut self.buffer) => read.unwrap_or(0),
+            () = async { exit.exited().await; tokio::time::sleep(QUIET).await } => 0,
+        };
+        if self.exit.now().is_some() {
+            self.left_after_exit = self.left_after_exit.saturating_sub(read);
+        }
+        (read > 0).then(|| &self.buffer[..read])
+    }
+}
+
+/// Keeps the beginning and the end of any amount of bytes.
+pub struct Bounded {
+    half_max: usize,
+    head: Vec<u8>,
+    tail: VecDeque<u8>,
+    omitted: u64,
+}
+
+impl Bounded {
+    pub fn new(bytes_max: usize) -> Bounded {
+        Bounded { half_max: bytes_max / 2, head: Vec::new(), tail: VecDeque::new(), omitted: 0 }
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) {
+        let (head, rest) = bytes.split_at(bytes.len().min(self.half_max - self.head.len()));
+        self.head.extend_from_slice(head);
+        let over = (self.tail.len() + rest.len()).saturating_sub(self.half_max);
+        let from_tail = over.min(self.tail.len());
+        self.tail.drain(..from_tail);
+        self.tail.extend(&rest[over - from_tail..]);
+        self.omitted += over as u64;
+    }
+
+    /// Invalid UTF-8 becomes U+FFFD; an omission is a line that says how much is missing.
+    pub fn into_text(self) -> String {
+        let mut bytes = self.head;
+        if self.omitted > 0 {
+            bytes.extend_from_slice(format!("\n[… {} bytes omitted …]\n", self.omitted).as_bytes());
+        }
+        bytes.extend(self.tail);
+        match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounded(bytes_max: usize, pushes: &[&str]) -> String {
+        let mut output = Bounded::new(bytes_max);
+        for push in pushes {
+            output.push(push.as_bytes());
+        }
+        output.into_text()
+    }
+
+    #[test]
+    fn output_within_the_bound_is_whole() {
+        assert_eq!(bounded(8, &["abc", "", "defgh"]), "abcdefgh");
+    }
+
+    #[test]
+    fn of_more_the_first_and_the_last_half_stay() {
+        assert_eq!(bounded(8, &["abcdefghi"]), "abcd\n[… 1 bytes omitted …]\nfghi");
+        assert_eq!(bounded(8, &["abc", "de", "fg", "hijkl", "m"]), "abcd\n[… 5 bytes omitted …]\njklm");
+        assert_eq!(bounded(4, &["ab", &"x".repeat(1000), "yz"]), "ab\n[… 1000 bytes omitted …]\nyz");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_replaced() {
+        let mut output = Bounded::new(8);
+        output.push(b"a\xffb");
+
+        assert_eq!(output.into_text(), "a\u{fffd}b");
+    }
+}

@@ -1,0 +1,163 @@
+//! `/process/execute` and `/process/code-run`: one program, its output, its exit code, within a time.
+//!
+//! `result` is what the program wrote, both streams through one pipe, so their order is exact. That leaves nothing to tell them
+//! apart; a caller who sends `X-Daytona-Split-Output: true` gets `stdout` and `stderr` besides, and `result` in order of arrival.
+
+mod code_run;
+mod execute;
+
+pub use code_run::code_run;
+pub use execute::execute;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+
+use crate::environment::first_invalid;
+use crate::errors::ApiError;
+use crate::launch::{Input, Launch, Launcher, Output};
+use crate::output::{Bounded, OUTPUT_BYTES_MAX, Stream};
+use crate::reaper::Reaper;
+use rustix::process::{Pid, Signal};
+
+pub const SPLIT_OUTPUT_HEADER: &str = "x-daytona-split-output";
+
+/// `exit_code` is -1 when the program could not be started; `result` then says why.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    pub exit_code: i32,
+    pub result: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<String>,
+}
+
+pub struct Run {
+    pub launch: Launch,
+    /// Written to its standard input, which then ends.
+    pub input: Vec<u8>,
+    pub output: Output,
+    pub timeout: Option<Duration>,
+}
+
+/// Everything the program started in its session goes with the request: at the timeout, and when the caller has gone.
+struct KillUnlessEnded<'a> {
+    reaper: &'a Reaper,
+    leader: Pid,
+    ended: bool,
+}
+
+impl Drop for KillUnlessEnded<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.reaper.signal_group(self.leader, Signal::KILL);
+            self.reaper.signal_session(self.leader, Signal::KILL);
+        }
+    }
+}
+
+pub async fn run(launcher: &Launcher, run: Run) -> Result<Ended, ApiError> {
+    let input = if run.input.is_empty() { Input::Empty } else { Input::Piped };
+    let program = run.launch.program.display().to_string();
+    let mut running = match launcher.start(run.launch, input, run.output) {
+        Ok(running) => running,
+        Err(error) => {
+            let result = format!("could not start {program}: {error}");
+            return Ok(Ended { exit_code: -1, result, stdout: None, stderr: None });
+        }
+    };
+    let mut kill = KillUnlessEnded { reaper: &launcher.reaper, leader: running.pid, ended: false };
+    let stdin = running.stdin.take();
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // The program may end, or close its input, before it has read everything.
+            let _ = stdin.write_all(&run.input).await;
+        }
+    };
+    let stream = |pipe| Stream::new(pipe, running.exit.clone());
+    let collect = collect(running.stdout.take().map(stream), running.stderr.take().map(stream));
+    let mut exit = running.exit.clone();
+    let whole = async {
+        tokio::pin!(collect);
+        let collected = tokio::select! {
+            collected = &mut collect => collected,
+            () = async { feed.await; std::future::pending().await } => unreachable!("pending"),
+        };
+        (exit.exited().await, collected)
+    };
+    let (exit, collected) = match run.timeout {
+        None => whole.await,
+        Some(timeout) => tokio::time::timeout(timeout, whole).await.map_err(|_| {
+            ApiError::execution_timeout(format!("the command ran longer than {} s and was killed", timeout.as_secs()))
+        })?,
+    };
+    kill.ended = true;
+    let [result, stdout, stderr] = collected;
+    let split = run.output == Output::Split;
+    Ok(Ended {
+        exit_code: exit.shell_code(),
+        result: result.into_text(),
+        stdout: split.then(|| stdout.into_text()),
+        stderr: split.then(|| stderr.into_text()),
+    })
+}
+
+/// Both, stdout, stderr. The last two are filled only when there are two pipes.
+async fn collect(mut stdout: Option<Stream>, mut stderr: Option<Stream>) -> [Bounded; 3] {
+    let mut collected = [(); 3].map(|()| Bounded::new(OUTPUT_BYTES_MAX));
+    let is_split = stderr.is_some();
+    while stdout.is_some() || stderr.is_some() {
+        tokio::select! {
+            chunk = next(&mut stdout), if stdout.is_some() => match chunk {
+                Some(chunk) => {
+                    collected[0].push(chunk);
+                    if is_split {
+                        collected[1].push(chunk);
+                    }
+                }
+                None => stdout = None,
+            },
+            chunk = next(&mut stderr), if stderr.is_some() => match chunk {
+                Some(chunk) => {
+                    collected[0].push(chunk);
+                    collected[2].push(chunk);
+                }
+                None => stderr = None,
+            },
+        }
+    }
+    collected
+}
+
+async fn next(stream: &mut Option<Stream>) -> Option<&[u8]> {
+    stream.as_mut()?.next().await
+}
+
+fn output_asked_for(headers: &HeaderMap) -> Output {
+    let split = headers.get(SPLIT_OUTPUT_HEADER).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"));
+    if split { Output::Split } else { Output::Merged }
+}
+
+/// Absent and 0 mean no limit.
+fn timeout_of(seconds: Option<i64>) -> Result<Option<Duration>, ApiError> {
+    match seconds {
+        None | Some(0) => Ok(None),
+        Some(seconds) => match u32::try_from(seconds) {
+            Ok(seconds) => Ok(Some(Duration::from_secs(seconds.into()))),
+            Err(_) => Err(ApiError::bad_request("timeout is a number of seconds")),
+        },
+    }
+}
+
+pub fn checked_envs(envs: Option<HashMap<String, String>>) -> Result<crate::environment::Variables, ApiError> {
+    let envs = envs.unwrap_or_default();
+    match first_invalid(&envs) {
+        Some(name) => Err(ApiError::bad_request(format!("not an environment variable: {name:?}"))),
+        None => Ok(envs.into_iter().collect()),
+    }
+}

@@ -1,0 +1,111 @@
+//! `POST /process/code-run`: source text on the standard input of its language's interpreter.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use serde::Deserialize;
+
+use super::{Ended, Run, checked_envs, output_asked_for, run, timeout_of};
+use crate::environment::Variables;
+use crate::errors::{ApiError, JsonBody};
+use crate::launch::Launch;
+use crate::routes::Daemon;
+
+#[derive(Deserialize)]
+pub struct Request {
+    code: String,
+    language: Language,
+    argv: Option<Vec<String>>,
+    envs: Option<HashMap<String, String>>,
+    /// Seconds.
+    timeout: Option<i64>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum Language {
+    Python,
+    Javascript,
+    Typescript,
+}
+
+/// The shell's own number for a program that is not there.
+const NOT_FOUND_CODE: i32 = 127;
+
+pub async fn code_run(
+    State(daemon): State<Arc<Daemon>>,
+    headers: HeaderMap,
+    JsonBody(request): JsonBody<Request>,
+) -> Result<Json<Ended>, ApiError> {
+    let env = daemon.environment.with(&checked_envs(request.envs)?);
+    let timeout = timeout_of(request.timeout)?;
+    // An empty program is a program; a newline keeps its input from being no input at all.
+    let mut input = request.code.into_bytes();
+    input.push(b'\n');
+    let mut source = None;
+    let (program, mut args) = match request.language {
+        Language::Python => (in_path(&env, "python3").or_else(|| in_path(&env, "python")), vec!["-u", "-"]),
+        Language::Javascript => (in_path(&env, "node"), vec!["-"]),
+        Language::Typescript => {
+            let runner = ["ts-node", "tsx", "bun"].into_iter().find_map(|name| Some((name, in_path(&env, name)?)));
+            let written = Source::write(&daemon, std::mem::take(&mut input)).await?;
+            source = Some(written);
+            match runner {
+                Some(("ts-node", program)) => {
+                    (Some(program), vec!["--compilerOptions", r#"{"module":"CommonJS"}"#])
+                }
+                Some((_, program)) => (Some(program), vec![]),
+                None => (None, vec![]),
+            }
+        }
+    };
+    let Some(program) = program else {
+        let result = "no interpreter of this language is in the sandbox's PATH\n".to_owned();
+        return Ok(Json(Ended { exit_code: NOT_FOUND_CODE, result, stdout: None, stderr: None }));
+    };
+    let path = source.as_ref().map(|source| source.path.to_string_lossy().into_owned());
+    args.extend(path.as_deref());
+    let launch = Launch {
+        program,
+        arg0: None,
+        args: args.into_iter().map(str::to_owned).chain(request.argv.unwrap_or_default()).collect(),
+        env,
+        cwd: daemon.resolve(""),
+    };
+    run(&daemon.launcher, Run { launch, input, output: output_asked_for(&headers), timeout }).await.map(Json)
+}
+
+fn in_path(env: &Variables, name: &str) -> Option<PathBuf> {
+    env.get("PATH")?
+        .split(':')
+        .filter(|dir| dir.starts_with('/'))
+        .map(|dir| Path::new(dir).join(name))
+        .find(|path| path.is_file())
+}
+
+/// A source file for interpreters that take no standard input; it goes when the run is over.
+struct Source {
+    path: PathBuf,
+    daemon: Arc<Daemon>,
+}
+
+impl Source {
+    async fn write(daemon: &Arc<Daemon>, code: Vec<u8>) -> Result<Source, ApiError> {
+        let path = std::env::temp_dir().join(format!("atoll-code-{}.ts", uuid::Uuid::new_v4().simple()));
+        let source = Source { path: path.clone(), daemon: daemon.clone() };
+        let written = daemon.workers.run(move || std::fs::write(&path, code)).await;
+        written.map_err(|error| ApiError::from_io(&error, &source.path.to_string_lossy()))?;
+        Ok(source)
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let path = std::mem::take(&mut self.path);
+        self.daemon.workers.detach(move || drop(std::fs::remove_file(path)));
+    }
+}

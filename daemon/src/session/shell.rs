@@ -1,0 +1,194 @@
+//! Drives a session's shell: feeds it one command at a time and copies their output into their logs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::command::{Command, Ends, Standing, Stdin};
+use super::log::{Log, Source};
+use crate::launch::Running;
+use crate::reaper::ExitWatch;
+use crate::output::{CHUNK_BYTES, Stream};
+use std::time::Duration;
+
+/// The shell says `serial code`, far below this.
+const STATUS_LINE_BYTES_MAX: u64 = 256;
+/// A command has ended and a child of it still holds its output open: the command counts as ended after this,
+/// and what the child writes still goes into the log.
+const DRAIN_DEADLINE: Duration = Duration::from_millis(250);
+
+/// What must be written differently for different shells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// A syntax error in a sourced file is a status.
+    Forgiving,
+    /// A syntax error in a sourced file ends the shell (dash, busybox): ask first whether it parses.
+    Strict,
+}
+
+impl Dialect {
+    pub fn of(shell: &Path) -> Dialect {
+        let is_forgiving = shell.ends_with("bash") || shell.ends_with("zsh");
+        if is_forgiving { Dialect::Forgiving } else { Dialect::Strict }
+    }
+}
+
+/// Ends when the session is deleted (its queue closes or the task is aborted) or its shell ends.
+pub async fn drive(mut running: Running, dialect: Dialect, mut queue: mpsc::Receiver<Arc<Command>>) {
+    let mut shell = Shell {
+        stdin: running.stdin.take().expect("started with a piped input"),
+        statuses: BufReader::new(running.stdout.take().expect("started with its output piped").take(u64::MAX)),
+        dialect,
+    };
+    // Copiers outlive their command when a child of it holds the pipe; they end with the session.
+    let mut copiers = JoinSet::new();
+    let mut exit = running.exit.clone();
+    loop {
+        while copiers.try_join_next().is_some() {}
+        let command = tokio::select! {
+            command = queue.recv() => command,
+            _ = exit.exited() => None,
+        };
+        let Some(command) = command else { break };
+        let exit_code = match shell.run(&command, &mut copiers, &mut exit).await {
+            Some(exit_code) => exit_code,
+            // The shell is ending, or has.
+            None => exit.exited().await.shell_code(),
+        };
+        command.finish_if_running(exit_code);
+    }
+    // The shell is gone; what still waits will never run.
+    queue.close();
+    let code = exit.exited().await.shell_code();
+    while let Some(command) = queue.recv().await {
+        command.remove_pipes();
+        command.finish_if_running(code);
+    }
+    while copiers.join_next().await.is_some() {}
+}
+
+/// Without a shell: copies a program's output until it ends.
+pub async fn watch_program(mut running: Running, command: Arc<Command>) {
+    let mut stdout = Stream::new(running.stdout.take().expect("started with split output"), running.exit.clone());
+    let mut stderr = Stream::new(running.stderr.take().expect("started with split output"), running.exit.clone());
+    let out = async {
+        while let Some(chunk) = stdout.next().await {
+            command.log.append(Source::Stdout, chunk).await;
+        }
+    };
+    let err = async {
+        while let Some(chunk) = stderr.next().await {
+            command.log.append(Source::Stderr, chunk).await;
+        }
+    };
+    tokio::join!(out, err);
+    command.finish_if_running(running.exit.exited().await.shell_code());
+}
+
+struct Shell {
+    stdin: pipe::Sender,
+    statuses: BufReader<tokio::io::Take<pipe::Receiver>>,
+    dialect: Dialect,
+}
+
+impl Shell {
+    /// The exit code, or `None` when the shell ended before it could say one.
+    async fn run(
+        &mut self,
+        command: &Arc<Command>,
+        copiers: &mut JoinSet<()>,
+        exit: &mut ExitWatch,
+    ) -> Option<i32> {
+        let standing = command.standing.as_ref().expect("only commands of shells are queued");
+        let Ends { stdout, stderr, keep_open } = command.take_ends().expect("a command runs once");
+        let drained = {
+            let (out, err) = (copy(stdout, command.log.clone(), Source::Stdout), copy(stderr, command.log.clone(), Source::Stderr));
+            let (done, drained) = tokio::sync::oneshot::channel();
+            copiers.spawn(async move {
+                tokio::join!(out, err);
+                let _ = done.send(());
+            });
+            drained
+        };
+        let line = instruction(self.dialect, standing);
+        let exit_code = match self.stdin.write_all(line.as_bytes()).await {
+            // A subshell in the background may hold the status pipe open longer than the shell lives.
+            Ok(()) => tokio::select! {
+                biased;
+                status = self.status(standing.serial) => status,
+                _ = exit.exited() => None,
+            },
+            Err(_) => None,
+        };
+        drop(keep_open);
+        command.close_input().await;
+        let _ = tokio::time::timeout(DRAIN_DEADLINE, drained).await;
+        command.remove_pipes();
+        exit_code
+    }
+
+    /// Skips anything that isn't this command's status line: a user's trap or function may write here.
+    async fn status(&mut self, serial: u64) -> Option<i32> {
+        loop {
+            let mut line = Vec::new();
+            self.statuses.get_mut().set_limit(STATUS_LINE_BYTES_MAX);
+            if self.statuses.read_until(b'\n', &mut line).await.ok()? == 0 {
+                return None;
+            }
+            let parsed = std::str::from_utf8(&line).ok().and_then(|line| {
+                let (said, code) = line.trim_end().split_once(' ')?;
+                (said.parse() == Ok(serial)).then(|| code.parse().ok())?
+            });
+            if parsed.is_some() {
+                return parsed;
+            }
+        }
+    }
+}
+
+/// `>|` works also where the user has set noclobber, `\echo` where they have an alias. The path is ours: digits and slashes,
+/// quoted for the part that an operator chose.
+fn instruction(dialect: Dialect, standing: &Standing) -> String {
+    let file = |name: &str| quoted(&standing.dir.join(name));
+    let input = match standing.stdin {
+        Stdin::Empty => "/dev/null".to_owned(),
+        Stdin::Open { .. } => file("in"),
+    };
+    let (script, out, err) = (file("script"), file("out"), file("err"));
+    let body = match dialect {
+        Dialect::Forgiving => format!(". {script}"),
+        Dialect::Strict => format!("if sh -n {script}; then . {script}; else (exit 2); fi"),
+    };
+    format!("{{ {body}; }} <{input} >|{out} 2>|{err}; \\echo {} $?\n", standing.serial)
+}
+
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
+}
+
+async fn copy(mut pipe: pipe::Receiver, log: Arc<Log>, source: Source) {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+        log.append(source, &buffer[..read]).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shells_that_die_of_syntax_are_asked_first() {
+        let standing = Standing { serial: 7, dir: "/run/it's".into(), stdin: Stdin::Empty };
+
+        assert_eq!(
+            instruction(Dialect::of(Path::new("/usr/bin/bash")), &standing),
+            "{ . '/run/it'\\''s/script'; } </dev/null >|'/run/it'\\''s/out' 2>|'/run/it'\\''s/err'; \\echo 7 $?\n"
+        );
+        assert!(instruction(Dialect::of(Path::new("/bin/sh")), &standing).contains("sh -n"));
+    }
+}
