@@ -146,9 +146,8 @@ impl Edge {
         let mut https_listeners = https_listeners.into_iter().flatten();
         let mut handle = EdgeHandle { local_addrs, stop, deadline, threads: Vec::with_capacity(count) };
         for (index, http) in http_listeners.into_iter().enumerate() {
+            let listeners = Listeners { http, https: https_listeners.next().zip(acceptor.clone()) };
             let lane = Lane {
-                http,
-                https: https_listeners.next().zip(acceptor.clone()),
                 doors: doors.clone(),
                 permits: permits.clone(),
                 limits: limits.clone(),
@@ -161,7 +160,7 @@ impl Edge {
                 .name(format!("atoll-edge-{index}"))
                 .spawn(move || {
                     match lane.runtime() {
-                        Ok(runtime) => runtime.block_on(lane.run(started)),
+                        Ok(runtime) => runtime.block_on(lane.run(listeners, started)),
                         Err(error) => drop(started.send(Err(error))),
                     }
                     let _ = ended.send(());
@@ -209,10 +208,29 @@ fn with_protocols(tls: Arc<rustls::ServerConfig>) -> Arc<rustls::ServerConfig> {
     Arc::new(tls)
 }
 
-/// What one thread does.
-struct Lane {
+/// Bound, but not yet on a runtime.
+struct Listeners {
     http: std::net::TcpListener,
     https: Option<(std::net::TcpListener, Arc<Acceptor>)>,
+}
+
+impl Listeners {
+    fn open(self) -> anyhow::Result<(Port, Option<Port>)> {
+        let open = |listener, tls| -> anyhow::Result<Port> {
+            Ok(Port { listener: TcpListener::from_std(listener).context("register a listener")?, tls })
+        };
+        let https = self.https.map(|(listener, acceptor)| open(listener, Some(acceptor))).transpose()?;
+        Ok((open(self.http, None)?, https))
+    }
+}
+
+struct Port {
+    listener: TcpListener,
+    tls: Option<Arc<Acceptor>>,
+}
+
+/// What one thread does.
+struct Lane {
     doors: Arc<Doors>,
     permits: Arc<Semaphore>,
     limits: EdgeLimits,
@@ -225,10 +243,9 @@ impl Lane {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("build an edge runtime")
     }
 
-    async fn run(self, started: std::sync::mpsc::SyncSender<anyhow::Result<()>>) {
+    async fn run(self, listeners: Listeners, started: std::sync::mpsc::SyncSender<anyhow::Result<()>>) {
         let proxy = Arc::new(self.proxy());
-        let ports = self.ports();
-        let (http, https) = match ports {
+        let (http, https) = match listeners.open() {
             Ok(ports) => {
                 let _ = started.send(Ok(()));
                 ports
@@ -240,16 +257,15 @@ impl Lane {
         };
 
         let connections = TaskTracker::new();
-        let accepting = async {
-            match https {
-                Some(https) => drop(tokio::join!(
-                    self.accept(&http, &proxy, &connections),
-                    self.accept(&https, &proxy, &connections)
-                )),
-                None => self.accept(&http, &proxy, &connections).await,
+        match https {
+            Some(https) => {
+                tokio::join!(
+                    self.accept(http, &proxy, &connections),
+                    self.accept(https, &proxy, &connections)
+                );
             }
-        };
-        accepting.await;
+            None => self.accept(http, &proxy, &connections).await,
+        }
 
         // Wakes connections that wait for their next request; those in a request go on until the deadline.
         proxy.http_cleanup().await;
@@ -280,22 +296,8 @@ impl Lane {
         proxy
     }
 
-    fn ports(&self) -> anyhow::Result<(Port, Option<Port>)> {
-        let open = |listener: &std::net::TcpListener| -> anyhow::Result<TcpListener> {
-            let listener = listener.try_clone().context("duplicate a listener")?;
-            TcpListener::from_std(listener).context("register a listener")
-        };
-        let http = Port { listener: open(&self.http)?, tls: None };
-        let https = match &self.https {
-            Some((listener, acceptor)) => {
-                Some(Port { listener: open(listener)?, tls: Some(acceptor.clone()) })
-            }
-            None => None,
-        };
-        Ok((http, https))
-    }
-
-    async fn accept(&self, port: &Port, proxy: &Arc<HttpProxy<EdgeProxy>>, connections: &TaskTracker) {
+    /// Closes the port when it returns.
+    async fn accept(&self, port: Port, proxy: &Arc<HttpProxy<EdgeProxy>>, connections: &TaskTracker) {
         let mut stopping = self.stopping.clone();
         loop {
             let accepted = tokio::select! {
@@ -312,14 +314,14 @@ impl Lane {
                         permit = self.permits.clone().acquire_owned() => permit.ok(),
                         _ = stopping.wait_for(|stop| *stop) => None,
                     };
-                    self.serve(tcp, from, port, permit, proxy, connections);
+                    self.serve(tcp, from, &port, permit, proxy, connections);
                 }
                 Err(error) => accept_failed(&error).await,
             }
         }
         // What the kernel has already taken for us would be reset when the listener closes.
         while let Ok(Ok((tcp, from))) = timeout(Duration::ZERO, port.listener.accept()).await {
-            self.serve(tcp, from, port, None, proxy, connections);
+            self.serve(tcp, from, &port, None, proxy, connections);
         }
     }
 
@@ -353,11 +355,6 @@ impl Lane {
             }
         });
     }
-}
-
-struct Port {
-    listener: TcpListener,
-    tls: Option<Arc<Acceptor>>,
 }
 
 /// Without a digest Pingora doesn't know the client's address.

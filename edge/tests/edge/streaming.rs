@@ -63,6 +63,24 @@ async fn large_bodies_pass_both_ways_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_stops_the_program_that_sends() {
+    let world = World::new().await;
+    let host = preview(3000, PUBLIC);
+    let mut client = world.client().await;
+
+    let unread = client.open(get_from(&host, "/flood"), Bytes::new()).await;
+    // Time enough for an edge without back pressure to fetch far more.
+    let mut other = world.client().await;
+    for _ in 0..300 {
+        assert_eq!(other.send(get_from(&host, "/")).await.status, 200);
+    }
+
+    let bytes = world.app.flooded_bytes.load(Ordering::SeqCst);
+    assert!(bytes < 64 * MIB, "{bytes} bytes were taken from the program");
+    drop(unread);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chunked_upload_arrives_whole() {
     let world = World::new().await;
     let host = preview(3000, PUBLIC);

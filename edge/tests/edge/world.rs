@@ -134,6 +134,7 @@ impl Client {
     /// The answer's head, while the body is still to come.
     pub async fn open(&mut self, request: http::request::Builder, body: Bytes) -> http::Response<Incoming> {
         let request = request.body(Full::new(body)).unwrap();
+        self.sender.ready().await.expect("the edge keeps the connection");
         tokio::time::timeout(PATIENCE, self.sender.send_request(request)).await.unwrap().unwrap()
     }
 
@@ -279,6 +280,8 @@ pub struct App {
     /// Requests that arrived at a held answer.
     pub held: Arc<Notify>,
     pub connections: Arc<AtomicUsize>,
+    /// What `/flood` has been asked for.
+    pub flooded_bytes: Arc<AtomicUsize>,
 }
 
 impl App {
@@ -305,6 +308,7 @@ impl App {
             .route("/held", get(held))
             .route("/upload", post(upload))
             .route("/download/{bytes}", get(download))
+            .route("/flood", get(flood))
             .route("/ws", any(ws))
             .route("/redirect", get(|| async { Redirect::temporary("/elsewhere?x=1") }))
             .fallback(mirror)
@@ -368,6 +372,15 @@ async fn download(Path(bytes): Path<usize>) -> Body {
         Ok::<_, std::io::Error>(Bytes::from(vec![(i % 251) as u8; CHUNK.min(bytes - i * CHUNK)]))
     }));
     Body::from_stream(chunks)
+}
+
+/// Never ends.
+async fn flood(State(app): State<App>) -> Body {
+    let chunk = Bytes::from(vec![0; 64 * 1024]);
+    Body::from_stream(futures_util::stream::repeat_with(move || {
+        app.flooded_bytes.fetch_add(chunk.len(), Ordering::SeqCst);
+        Ok::<_, std::io::Error>(chunk.clone())
+    }))
 }
 
 async fn ws(upgrade: WebSocketUpgrade, headers: HeaderMap) -> Response {
