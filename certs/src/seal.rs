@@ -44,6 +44,17 @@ impl ClusterSecret {
         &self.0
     }
 
+    /// A secret that every member can derive and nobody else, for one named purpose.
+    pub fn derive(&self, purpose: &str) -> [u8; 32] {
+        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"atoll cluster secret, derived 1");
+        let mut secret = [0; 32];
+        salt.extract(&self.0)
+            .expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
+            .and_then(|okm| okm.fill(&mut secret))
+            .expect("32 bytes is one block of HKDF");
+        secret
+    }
+
     pub fn seal(&self, purpose: &str, plaintext: &[u8]) -> Vec<u8> {
         let nonce: [u8; NONCE_LEN] = rand::random();
         let mut text = plaintext.to_vec();
@@ -140,6 +151,15 @@ mod tests {
         let secret = ClusterSecret::generate();
 
         assert_ne!(secret.seal("one", b"text"), secret.seal("one", b"text"));
+    }
+
+    #[test]
+    fn derived_secrets_depend_on_secret_and_purpose() {
+        let derive = |secret: u8, purpose| ClusterSecret::from_bytes([secret; 32]).derive(purpose);
+
+        assert_eq!(derive(7, "one"), derive(7, "one"));
+        assert_ne!(derive(7, "one"), derive(7, "two"));
+        assert_ne!(derive(7, "one"), derive(8, "one"));
     }
 
     #[test]

@@ -809,8 +809,11 @@ async fn a_peer_that_refused_us_is_dialed_again_as_soon_as_it_has_dialed_us() {
     let world = World::new();
     let (a, b) = (world.node(), world.node());
     b.view.expelled.lock().unwrap().insert(a.id);
-    for _ in 0..3 {
+    // Long enough for the back-off to have grown: 50, 100, 200, 400, 800 ms.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1000) {
         check_refused(a.ask(b.id, "hello").await, "not a member");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     b.view.expelled.lock().unwrap().clear();
 
