@@ -33,6 +33,10 @@ pub struct SshLimits {
     pub connections_per_address_max: usize,
     /// Open channels of one connection. Each may hold one window (2 MiB) of unread input.
     pub channels_per_connection_max: usize,
+    /// Unread input of all channels of one connection. A client beyond it is cut.
+    pub input_bytes_per_connection_max: usize,
+    /// Unread input of all connections together. Whoever sends beyond it is cut.
+    pub input_bytes_max: usize,
     /// From accept to a valid token. Half-open clients are cut after it.
     pub login_deadline_ms: u64,
     /// How long a wrong token waits for its refusal, whatever was wrong with it. A login is one token per connection.
@@ -49,6 +53,8 @@ impl Default for SshLimits {
             connections_max: 4_096,
             connections_per_address_max: 256,
             channels_per_connection_max: 64,
+            input_bytes_per_connection_max: 32 * 1024 * 1024,
+            input_bytes_max: 1024 * 1024 * 1024,
             login_deadline_ms: 30_000,
             refusal_delay_ms: 250,
             keepalive_interval_ms: 30_000,

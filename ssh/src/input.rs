@@ -2,11 +2,13 @@
 //! channel's task empties it. The client may send a window's worth beyond what was consumed, so it never holds more.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atoll_api::channel::PtySize;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
+
+use crate::memory::{Exhausted, Memory};
 
 /// The receive window of a channel: how much a client may send before it is consumed.
 pub(crate) const WINDOW_BYTES: u32 = 2 * 1024 * 1024;
@@ -15,10 +17,10 @@ const GRANT_STEP_BYTES: u32 = WINDOW_BYTES / 4;
 /// Signals that wait for a program which doesn't take them. More are dropped, as a pending signal is by a kernel.
 const SIGNALS_WAITING_MAX: usize = 16;
 
-#[derive(Default)]
 pub(crate) struct Input {
     waiting: Mutex<Waiting>,
     changed: Notify,
+    memory: Arc<Memory>,
 }
 
 #[derive(Default)]
@@ -49,16 +51,25 @@ pub(crate) enum InputEvent {
     Eof,
 }
 
-/// The client sent more than it was allowed to.
+/// The client sent more than can be held for it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the client exceeded the channel's window")]
-pub(crate) struct WindowExceeded;
+pub(crate) enum Overflow {
+    #[error("the client exceeded the channel's window")]
+    Window,
+    #[error(transparent)]
+    Memory(#[from] Exhausted),
+}
 
 impl Input {
-    pub(crate) fn push_bytes(&self, bytes: &[u8]) -> Result<(), WindowExceeded> {
+    pub(crate) fn new(memory: Arc<Memory>) -> Input {
+        Input { waiting: Mutex::default(), changed: Notify::new(), memory }
+    }
+
+    pub(crate) fn push_bytes(&self, bytes: &[u8]) -> Result<(), Overflow> {
         let mut waiting = self.lock();
         waiting.window.receive(bytes.len())?;
         if waiting.eof == Eof::NotSeen {
+            self.memory.take(bytes.len())?;
             waiting.bytes.extend_from_slice(bytes);
         }
         drop(waiting);
@@ -93,6 +104,9 @@ impl Input {
     pub(crate) async fn next(&self, bytes_max: usize) -> InputEvent {
         loop {
             if let Some(event) = self.lock().take(bytes_max) {
+                if let InputEvent::Bytes(bytes) = &event {
+                    self.memory.give_back(bytes.len());
+                }
                 return event;
             }
             self.changed.notified().await;
@@ -107,6 +121,13 @@ impl Input {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        let unread = self.lock().bytes.len();
+        self.memory.give_back(unread);
     }
 }
 
@@ -140,14 +161,14 @@ struct Window {
 }
 
 impl Window {
-    fn receive(&mut self, bytes: usize) -> Result<(), WindowExceeded> {
+    fn receive(&mut self, bytes: usize) -> Result<(), Overflow> {
         let total = u32::try_from(bytes).ok().and_then(|bytes| self.ungranted.checked_add(bytes));
         match total {
             Some(total) if total <= WINDOW_BYTES => {
                 self.ungranted = total;
                 Ok(())
             }
-            _ => Err(WindowExceeded),
+            _ => Err(Overflow::Window),
         }
     }
 
@@ -169,9 +190,27 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn input() -> Input {
+        Input::new(Memory::new(usize::MAX))
+    }
+
+    #[tokio::test]
+    async fn memory_is_given_back_when_bytes_are_taken_and_when_nobody_ever_will() {
+        let memory = Memory::new(4);
+        let input = Input::new(memory.clone());
+        input.push_bytes(b"abcd").unwrap();
+        assert_eq!(input.push_bytes(b"e"), Err(Overflow::Memory(Exhausted)));
+
+        let _ = input.next(3).await;
+        assert_eq!(memory.take(3), Ok(()));
+        drop(input);
+
+        assert_eq!(memory.take(1), Ok(()));
+    }
+
     #[tokio::test]
     async fn control_overtakes_bytes_and_eof_comes_last() {
-        let input = Input::default();
+        let input = input();
         input.push_bytes(b"abc").unwrap();
         input.push_eof();
         input.push_signal("INT".into());
@@ -187,15 +226,15 @@ mod tests {
 
     #[test]
     fn a_client_cannot_fill_more_than_its_window() {
-        let input = Input::default();
+        let input = input();
         input.push_bytes(&vec![0; WINDOW_BYTES as usize]).unwrap();
 
-        assert_eq!(input.push_bytes(b"x"), Err(WindowExceeded));
+        assert_eq!(input.push_bytes(b"x"), Err(Overflow::Window));
     }
 
     #[test]
     fn signals_that_nobody_takes_are_bounded() {
-        let input = Input::default();
+        let input = input();
 
         for _ in 0..1_000 {
             input.push_signal("USR1".into());

@@ -18,6 +18,7 @@ mod daemon_channel;
 mod forward;
 mod frames;
 mod input;
+mod memory;
 mod program;
 mod refusal;
 mod server;

@@ -26,6 +26,7 @@ use crate::access::{Access, Seams};
 use crate::admission::{Admission, Full};
 use crate::config::{SshConfig, SshLimits, host_key, russh_config};
 use crate::cut::CuttableStream;
+use crate::memory::Memory;
 use crate::refusal::{REVOKED, SHUTTING_DOWN};
 use crate::session::Session;
 
@@ -61,6 +62,7 @@ impl SshServer {
         let (closing, cut, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let door = Arc::new(Door {
             russh: Arc::new(russh_config(&config.limits, host_key)),
+            memory: Memory::new(config.limits.input_bytes_max),
             limits: config.limits,
             seams: Seams { directory, dial },
             closing: closing.clone(),
@@ -103,6 +105,8 @@ impl Drop for SshHandle {
 struct Door {
     russh: Arc<russh::server::Config>,
     limits: SshLimits,
+    /// For the unread input of all connections.
+    memory: Arc<Memory>,
     seams: Seams,
     /// No new connections, and a farewell for the old ones.
     closing: CancellationToken,
@@ -188,6 +192,7 @@ impl Door {
             self.seams.clone(),
             Duration::from_millis(self.limits.refusal_delay_ms),
             self.limits.channels_per_connection_max,
+            self.memory.part(self.limits.input_bytes_per_connection_max),
             logged_in,
             tasks.clone(),
             ended.clone(),

@@ -18,6 +18,7 @@ use tracing::{Instrument, debug, info};
 use crate::access::{Access, Seams};
 use crate::forward::{self, Destination};
 use crate::input::Input;
+use crate::memory::Memory;
 use crate::program::{self, ClientEnd};
 use crate::refusal::Refusal;
 
@@ -29,6 +30,8 @@ pub(crate) struct Session {
     seams: Seams,
     refusal_delay: Duration,
     channels_max: usize,
+    /// For the unread input of this connection.
+    memory: Arc<Memory>,
     login: Login,
     /// Told once, when the login has succeeded.
     logged_in: Option<oneshot::Sender<Arc<Access>>>,
@@ -74,6 +77,7 @@ impl Session {
         seams: Seams,
         refusal_delay: Duration,
         channels_max: usize,
+        memory: Arc<Memory>,
         logged_in: oneshot::Sender<Arc<Access>>,
         tasks: TaskTracker,
         ended: CancellationToken,
@@ -82,6 +86,7 @@ impl Session {
             seams,
             refusal_delay,
             channels_max,
+            memory,
             login: Login::Nobody,
             logged_in: Some(logged_in),
             refusal: None,
@@ -125,7 +130,7 @@ impl Session {
         if self.channels.len() >= self.channels_max {
             return None;
         }
-        let (input, ended) = (Arc::new(Input::default()), self.ended.child_token());
+        let (input, ended) = (Arc::new(Input::new(self.memory.clone())), self.ended.child_token());
         self.channels.insert(channel, ChannelSlot { input: input.clone(), stage, ended: ended.clone() });
         Some((input, ended))
     }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::fake_daemon::{INNER_HOST, SFTP_SERVER};
-use crate::world::{World, openssh_is_here, run, run_with_input, text, within_patience};
+use crate::world::{World, is_here, openssh_is_here, run, run_with_input, text, within_patience};
 
 const MIB: usize = 1024 * 1024;
 
@@ -282,8 +282,7 @@ async fn sftp_and_scp_carry_files_both_ways() {
     if !openssh_is_here() {
         return;
     }
-    if !std::path::Path::new(SFTP_SERVER).exists() {
-        eprintln!("SKIPPED: no {SFTP_SERVER} here (apt-get install openssh-sftp-server)");
+    if !is_here(SFTP_SERVER, "openssh-sftp-server") {
         return;
     }
     let world = World::new().await;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use russh::client::{self, Handle};
+use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
+use russh::keys::{PrivateKey, PrivateKeyWithHashAlg};
 use russh::{ChannelMsg, Disconnect, Sig};
 
 use crate::world::{World, within_patience};
@@ -25,6 +27,47 @@ async fn log_in(world: &World) -> Handle<AnyHost> {
     let mut session = client::connect(config, world.server.local_addr(), AnyHost).await.unwrap();
     assert!(session.authenticate_none(&world.token).await.unwrap().success());
     session
+}
+
+#[tokio::test]
+async fn every_method_of_authentication_takes_a_valid_token_and_no_other() {
+    let world = World::new().await;
+    for user in [world.token.as_str(), "05aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"] {
+        let valid = user == world.token;
+        let config = Arc::new(client::Config::default());
+        let connect = || client::connect(config.clone(), world.server.local_addr(), AnyHost);
+
+        let password = connect().await.unwrap().authenticate_password(user, "anything").await;
+        assert_eq!(password.is_ok_and(|answer| answer.success()), valid);
+        let interactive = connect().await.unwrap().authenticate_keyboard_interactive_start(user, None).await;
+        let succeeded = matches!(interactive, Ok(client::KeyboardInteractiveAuthResponse::Success));
+        assert_eq!(succeeded, valid);
+        let pair = KeypairData::Ed25519(Ed25519Keypair::from_seed(&[1; 32]));
+        let key = PrivateKeyWithHashAlg::new(Arc::new(PrivateKey::new(pair, "").unwrap()), None);
+        let publickey = connect().await.unwrap().authenticate_publickey(user, key).await;
+        assert_eq!(publickey.is_ok_and(|answer| answer.success()), valid);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_fills_memory_is_cut_and_its_memory_is_free_again() {
+    let limits = atoll_ssh::SshLimits { input_bytes_max: 3 * 1024 * 1024, ..Default::default() };
+    let world = World::with_limits(limits).await;
+    let greedy = log_in(&world).await;
+    for _ in 0..2 {
+        let stuck = greedy.channel_open_session().await.unwrap();
+        stuck.exec(true, "exec sleep 1000").await.unwrap();
+        tokio::spawn(async move { stuck.data(&vec![0; 3 * 1024 * 1024][..]).await });
+    }
+    within_patience(greedy).await.unwrap_err();
+
+    let modest = log_in(&world).await;
+    let mut channel = modest.channel_open_session().await.unwrap();
+    channel.exec(true, "wc -c").await.unwrap();
+    channel.data(&vec![0; 2 * 1024 * 1024][..]).await.unwrap();
+    channel.eof().await.unwrap();
+
+    read_until(&mut channel, "2097152").await;
 }
 
 async fn read_until(channel: &mut russh::Channel<client::Msg>, wanted: &str) {

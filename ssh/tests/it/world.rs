@@ -115,9 +115,17 @@ impl World {
 
 /// False, said aloud, where the OpenSSH client is not installed.
 pub fn openssh_is_here() -> bool {
-    let here = std::process::Command::new("ssh").arg("-V").stderr(Stdio::null()).status().is_ok();
+    is_here("ssh", "openssh-client")
+}
+
+/// Whether a program is installed. Where everything is required (`ATOLL_TESTS_REQUIRE_ALL`) its absence is a failure.
+pub fn is_here(program: &str, package: &str) -> bool {
+    let tried =
+        std::process::Command::new(program).arg("-V").stdin(Stdio::null()).stderr(Stdio::null()).status();
+    let here = tried.is_ok();
+    assert!(here || std::env::var_os("ATOLL_TESTS_REQUIRE_ALL").is_none(), "no {program}: install {package}");
     if !here {
-        eprintln!("SKIPPED: no OpenSSH client here (apt-get install openssh-client)");
+        eprintln!("SKIPPED: no {program} here (apt-get install {package})");
     }
     here
 }
