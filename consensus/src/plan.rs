@@ -67,7 +67,7 @@ fn judge_nodes(
     }
 }
 
-/// Sandboxes whose owner died before it began: nothing of them exists yet, so they just go elsewhere.
+/// Sandboxes whose owner died before it was heard to begin: nobody has used them yet, so nothing is lost elsewhere.
 fn place_unstarted(state: &RegionState, liveness: &Liveness, now_ms: u64, commands: &mut Vec<RegionCommand>) {
     let down = state.nodes.iter().filter(|(_, node)| node.health == NodeHealth::Down);
     let unstarted = down

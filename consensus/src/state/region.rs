@@ -177,7 +177,8 @@ pub enum RegionCommand {
     },
     /// The owner's report. Ignored (Rejected::StaleGeneration) unless node and generation are the record's own, and
     /// (Rejected::StaleReport) unless it answers the newest wish: the owner sees that wish and reports again.
-    /// An owner says `Starting` *before* it starts anything: Pending means that nobody has.
+    /// An owner says `Starting` when it takes a sandbox up, so Pending means that nobody has been heard to start it. One that
+    /// was cut off may have started it unheard: its generation is stale once the sandbox is placed again, and it removes it.
     /// `Stopped` of an ephemeral sandbox deletes it.
     ReportPhase {
         sandbox_id: SandboxId,
