@@ -60,8 +60,7 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.min(TIMESTAMP_MS_MAX);
         let seconds = i64::try_from(ms / 1000).expect("the maximum fits into 48 bits");
-        let at =
-            time::OffsetDateTime::from_unix_timestamp(seconds).expect("the maximum is in the year 9999");
+        let at = time::OffsetDateTime::from_unix_timestamp(seconds).expect("the maximum is in the year 9999");
         write!(
             f,
             "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",

@@ -1,0 +1,106 @@
+//! From what the inside knows to what the public API shows.
+
+use atoll_api::ids::{Generation, RegionName};
+use atoll_api::rest::{Sandbox, SandboxState, SnapshotDto, SnapshotState, Start, Timestamp};
+use atoll_api::sandbox::Phase;
+use atoll_consensus::state::cluster::SnapshotRecord;
+use atoll_consensus::state::region::SandboxRecord;
+use http::HeaderValue;
+
+use super::door::Door;
+use crate::control::verb::SandboxView;
+
+/// Names regions whose sandboxes are missing from a list.
+pub(super) const UNREACHABLE_REGIONS_HEADER: &str = "x-atoll-unreachable-regions";
+/// What a browser may let a page read.
+pub(super) const EXPOSED_HEADERS: &str = "X-Request-Id, X-Atoll-Unreachable-Regions, Retry-After";
+
+/// The one class there is.
+const SANDBOX_CLASS: &str = "container";
+
+/// The public state of a sandbox, which is also what a list filters by.
+pub fn public_state(record: &SandboxRecord) -> SandboxState {
+    // Neither a wish has changed since it was created, nor has it moved.
+    let untouched = record.desired_version == 0 && record.placement.generation == Generation::FIRST;
+    SandboxState::of(record.desired, &record.phase, if untouched { Start::First } else { Start::Again })
+}
+
+pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
+    let SandboxView { sandbox_id, region, record, last_activity_at_ms } = view;
+    let state = public_state(&record);
+    let (error_reason, recoverable) = match &record.phase {
+        _ if state != SandboxState::Error => (None, None),
+        Phase::Lost => (
+            Some(
+                "the node that runs this sandbox cannot be reached; it goes on when the node returns"
+                    .to_owned(),
+            ),
+            Some(true),
+        ),
+        Phase::Failed { reason } => (Some(reason.clone()), Some(false)),
+        Phase::Pending | Phase::Starting | Phase::Running | Phase::Stopping | Phase::Stopped => (None, None),
+    };
+    Sandbox {
+        id: sandbox_id,
+        organization_id: record.organization_id,
+        name: record.name,
+        snapshot: Some(record.spec.snapshot),
+        user: record.spec.user,
+        env: record.spec.env,
+        labels: record.labels,
+        public: record.public,
+        network_block_all: record.spec.network_block_all,
+        kvm: false,
+        target: region.as_str().to_owned(),
+        cpu: record.spec.resources.cpu,
+        gpu: 0,
+        memory: record.spec.resources.memory_gib,
+        disk: record.spec.resources.disk_gib,
+        state,
+        desired_state: record.desired.into(),
+        error_reason,
+        recoverable,
+        backup_state: "None".to_owned(),
+        auto_stop_interval: record.auto_stop_minutes,
+        auto_archive_interval: record.auto_archive_minutes,
+        auto_delete_interval: record.auto_delete_minutes,
+        created_at: Timestamp(record.created_at_ms),
+        updated_at: Timestamp(record.updated_at_ms),
+        last_activity_at: Timestamp(last_activity_at_ms.max(record.created_at_ms)),
+        sandbox_class: SANDBOX_CLASS.to_owned(),
+        runner_id: record.placement.node_id.to_string(),
+        toolbox_proxy_url: door.toolbox(),
+    }
+}
+
+pub(super) fn snapshot(name: String, record: SnapshotRecord) -> SnapshotDto {
+    let created_at = Timestamp(record.created_at_ms);
+    SnapshotDto {
+        id: record.id,
+        general: true,
+        name,
+        image_name: record.image.clone(),
+        state: SnapshotState::Active,
+        size: None,
+        entrypoint: Some(record.entrypoint).filter(|words| !words.is_empty()),
+        cpu: record.default_resources.cpu,
+        gpu: 0,
+        mem: record.default_resources.memory_gib,
+        disk: record.default_resources.disk_gib,
+        error_reason: None,
+        created_at,
+        updated_at: created_at,
+        last_used_at: None,
+        reference: record.image,
+        source_sandbox_id: None,
+        sandbox_class: SANDBOX_CLASS.to_owned(),
+    }
+}
+
+/// `None` when every region answered.
+pub(super) fn unreachable_regions(regions: &[RegionName]) -> Option<HeaderValue> {
+    let names: Vec<&str> = regions.iter().map(RegionName::as_str).collect();
+    (!names.is_empty()).then(|| {
+        HeaderValue::from_str(&names.join(",")).expect("a region's name is letters, digits and hyphens")
+    })
+}
