@@ -2,18 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use atoll_api::ids::NodeId;
-use atoll_api::wire;
 use atoll_mesh::dial::ByteStream;
 use atoll_mesh::link::{Link, LinkError};
-use atoll_mesh::stream::StreamHeader;
+use atoll_mesh::stream::{StreamError, StreamHeader, read_message, write_message};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Above the biggest batch and the most log that a follower is sent at once.
 pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -34,25 +31,24 @@ impl Caller {
 
     /// The question must bear repetition: a kept stream may turn out to be dead, and a fresh one is tried then.
     pub async fn ask<Q: Serialize, A: DeserializeOwned>(&self, peer: NodeId, question: &Q) -> Result<A, LinkError> {
-        let question = wire::encode(question).map_err(|error| broken(peer, &error))?;
         if let Some(stream) = self.take_idle(peer)
-            && let Ok(answer) = self.ask_on(peer, stream, &question).await
+            && let Ok(answer) = self.ask_on(peer, stream, question).await
         {
             return Ok(answer);
         }
         let stream = self.link.open(peer, self.header.clone(), OPEN_WITHIN).await?;
-        self.ask_on(peer, stream, &question).await.map_err(|error| broken(peer, &error))
+        let answer = self.ask_on(peer, stream, question).await;
+        answer.map_err(|error| LinkError::Broken { peer, cause: error.to_string() })
     }
 
-    async fn ask_on<A: DeserializeOwned>(
+    async fn ask_on<Q: Serialize, A: DeserializeOwned>(
         &self,
         peer: NodeId,
         mut stream: ByteStream,
-        question: &[u8],
-    ) -> io::Result<A> {
-        write_frame(&mut stream, question).await?;
-        let answer = read_frame(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let answer = wire::decode(&answer).map_err(io::Error::other)?;
+        question: &Q,
+    ) -> Result<A, StreamError> {
+        write_message(&mut stream, question).await?;
+        let answer = read_message(&mut stream, MESSAGE_BYTES_MAX).await?;
         self.keep(peer, stream);
         Ok(answer)
     }
@@ -71,54 +67,21 @@ impl Caller {
 }
 
 /// Answers questions on a stream until the peer ends it or something is wrong with it.
-pub async fn answer_all<Q, A, F>(mut stream: ByteStream, mut answer: impl FnMut(Q) -> F) -> io::Result<()>
+pub async fn answer_all<Q, A, F>(
+    mut stream: ByteStream,
+    mut answer: impl FnMut(Q) -> F,
+) -> Result<(), StreamError>
 where
     Q: DeserializeOwned,
     A: Serialize,
     F: Future<Output = A>,
 {
-    while let Some(question) = read_frame(&mut stream).await? {
-        let question = wire::decode(&question).map_err(io::Error::other)?;
+    loop {
+        let question = match read_message(&mut stream, MESSAGE_BYTES_MAX).await {
+            Ok(question) => question,
+            Err(StreamError::Ended) => return Ok(()),
+            Err(error) => return Err(error),
+        };
         write_message(&mut stream, &answer(question).await).await?;
     }
-    Ok(())
-}
-
-pub async fn write_message<T: Serialize>(stream: &mut ByteStream, message: &T) -> io::Result<()> {
-    write_frame(stream, &wire::encode(message).map_err(io::Error::other)?).await
-}
-
-pub async fn read_message<T: DeserializeOwned>(stream: &mut ByteStream) -> io::Result<T> {
-    let bytes = read_frame(stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    wire::decode(&bytes).map_err(io::Error::other)
-}
-
-async fn write_frame(stream: &mut ByteStream, bytes: &[u8]) -> io::Result<()> {
-    if bytes.len() > MESSAGE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is too big"));
-    }
-    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-    // One write, so that a small message is one packet.
-    stream.write_all(&[&length.to_be_bytes()[..], bytes].concat()).await?;
-    stream.flush().await
-}
-
-/// `None` at the end of the stream.
-async fn read_frame(stream: &mut ByteStream) -> io::Result<Option<Vec<u8>>> {
-    let mut length = [0; 4];
-    if stream.read(&mut length[..1]).await? == 0 {
-        return Ok(None);
-    }
-    stream.read_exact(&mut length[1..]).await?;
-    let length = u32::from_be_bytes(length) as usize;
-    if length > MESSAGE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too big"));
-    }
-    let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).await?;
-    Ok(Some(bytes))
-}
-
-fn broken(peer: NodeId, cause: &dyn std::error::Error) -> LinkError {
-    LinkError::Broken { peer, cause: cause.to_string() }
 }

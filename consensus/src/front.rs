@@ -8,12 +8,12 @@
 //! A leader never passes on what a peer asked of it, so a question travels one hop.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use atoll_api::ids::NodeId;
 use atoll_mesh::dial::ByteStream;
+use atoll_mesh::stream::StreamError;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
@@ -313,7 +313,7 @@ impl Front {
     }
 
     /// Answers what peers ask of this node as the leader.
-    pub async fn serve(&self, stream: ByteStream) -> io::Result<()> {
+    pub async fn serve(&self, stream: ByteStream) -> Result<(), StreamError> {
         answer_all(stream, |question| self.answer(question)).await
     }
 

@@ -12,6 +12,7 @@ pub mod plan;
 mod raft;
 pub mod replicated;
 mod sessions;
+pub mod simulation;
 pub mod state;
 
 pub use consensus::{Compaction, Consensus, ConsensusConfig, Timings};

@@ -8,5 +8,6 @@ pub mod tunnel;
 pub mod endpoint;
 pub mod join;
 pub mod memory;
+pub mod sim;
 
 mod quic;

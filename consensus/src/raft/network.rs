@@ -9,7 +9,7 @@ use std::time::Duration;
 use atoll_api::ids::NodeId;
 use atoll_mesh::dial::ByteStream;
 use atoll_mesh::link::{Link, LinkError};
-use atoll_mesh::stream::{GroupName, StreamHeader};
+use atoll_mesh::stream::{GroupName, StreamError, StreamHeader, answer, read_message, write_message};
 use openraft::error::{
     Fatal, NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
 };
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::types::{Snapshot, SnapshotMeta, TypeConfig, Vote};
-use crate::calls::{Caller, answer_all, read_message, write_message};
+use crate::calls::{Caller, MESSAGE_BYTES_MAX, answer_all};
 use crate::disk::{Disk, DiskWork, SnapshotFile, SnapshotSink};
 
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -122,7 +122,7 @@ impl Peer {
         })
     }
 
-    async fn send_snapshot(&self, vote: Vote, snapshot: &Snapshot) -> Result<Taken, io::Error> {
+    async fn send_snapshot(&self, vote: Vote, snapshot: &Snapshot) -> Result<Taken, StreamError> {
         let header = StreamHeader::RaftSnapshot { group: self.shared.group.clone() };
         let opened = self.shared.link.open(self.target, header, OPEN_SNAPSHOT_WITHIN).await;
         let mut stream = opened.map_err(io::Error::other)?;
@@ -138,7 +138,7 @@ impl Peer {
             sent += length as u64;
         }
         stream.flush().await?;
-        read_message(&mut stream).await
+        read_message(&mut stream, MESSAGE_BYTES_MAX).await
     }
 }
 
@@ -181,9 +181,9 @@ impl RaftNetwork<TypeConfig> for Peer {
         };
         let error = match sent {
             Ok(Ok(Taken::Vote(vote))) => return Ok(SnapshotResponse { vote }),
-            Ok(Ok(Taken::Failed(cause))) => io::Error::other(cause),
+            Ok(Ok(Taken::Failed(cause))) => StreamError::Io(io::Error::other(cause)),
             Ok(Err(error)) => error,
-            Err(_elapsed) => io::ErrorKind::TimedOut.into(),
+            Err(_elapsed) => StreamError::Io(io::ErrorKind::TimedOut.into()),
         };
         Err(StreamingError::Unreachable(Unreachable::new(&error)))
     }
@@ -203,7 +203,7 @@ impl Answer {
     }
 }
 
-pub async fn serve_rpcs(raft: &Raft<TypeConfig>, stream: ByteStream) -> io::Result<()> {
+pub async fn serve_rpcs(raft: &Raft<TypeConfig>, stream: ByteStream) -> Result<(), StreamError> {
     answer_all(stream, async |question| match question {
         Question::Append(rpc) => {
             raft.append_entries(rpc).await.map_or_else(|error| Answer::Stopped(error.to_string()), Answer::Append)
@@ -221,8 +221,8 @@ pub async fn serve_snapshot(
     work: DiskWork,
     space: String,
     mut stream: ByteStream,
-) -> io::Result<()> {
-    let offer: Offer = read_message(&mut stream).await?;
+) -> Result<(), StreamError> {
+    let offer: Offer = read_message(&mut stream, MESSAGE_BYTES_MAX).await?;
     let mut sink = work.run(move || disk.receive_snapshot(&space)).await?;
     let mut missing = offer.bytes_total;
     while missing > 0 {
@@ -237,7 +237,7 @@ pub async fn serve_snapshot(
         Ok(answer) => Taken::Vote(answer.vote),
         Err(fatal) => Taken::Failed(fatal.to_string()),
     };
-    write_message(&mut stream, &taken).await
+    answer(&mut stream, &taken).await
 }
 
 fn append_to(mut sink: Box<dyn SnapshotSink>, bytes: &[u8]) -> io::Result<Box<dyn SnapshotSink>> {

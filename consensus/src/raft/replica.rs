@@ -1,7 +1,6 @@
 //! One replica of one group: what the rest of the crate does with openraft.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use anyhow::Context;
 use atoll_api::ids::NodeId;
 use atoll_mesh::dial::ByteStream;
 use atoll_mesh::link::Link;
-use atoll_mesh::stream::GroupName;
+use atoll_mesh::stream::{GroupName, StreamError};
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
 use openraft::{ChangeMembers, Config, EmptyNode, LogIdOptionExt, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
@@ -180,11 +179,11 @@ impl Replica {
         self.network.speak();
     }
 
-    pub async fn serve_rpcs(&self, stream: ByteStream) -> io::Result<()> {
+    pub async fn serve_rpcs(&self, stream: ByteStream) -> Result<(), StreamError> {
         serve_rpcs(&self.raft, stream).await
     }
 
-    pub async fn serve_snapshot(&self, stream: ByteStream) -> io::Result<()> {
+    pub async fn serve_snapshot(&self, stream: ByteStream) -> Result<(), StreamError> {
         serve_snapshot(&self.raft, Arc::clone(&self.disk), self.work, self.space.clone(), stream).await
     }
 
