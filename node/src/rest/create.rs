@@ -141,9 +141,7 @@ fn snapshot_name(snapshot: String) -> Result<String, ApiError> {
 /// What useradd takes, and numbers.
 fn user_name(user: String) -> Result<String, ApiError> {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let ok = user.len() <= USER_CHARS_MAX
-        && user.chars().all(inner)
-        && !user.starts_with(|c| matches!(c, '-' | '.'));
+    let ok = user.len() <= USER_CHARS_MAX && user.chars().all(inner) && !user.starts_with(['-', '.']);
     ok.then_some(user).ok_or_else(|| {
         ApiError::Invalid(format!(
             "user must be an account name: 1 to {USER_CHARS_MAX} letters, digits, '-', '_' or '.'"

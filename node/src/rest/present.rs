@@ -20,8 +20,8 @@ const SANDBOX_CLASS: &str = "container";
 
 /// The public state of a sandbox, which is also what a list filters by.
 pub fn public_state(record: &SandboxRecord) -> SandboxState {
-    // Neither a wish has changed since it was created, nor has it moved.
-    let untouched = record.desired_version == 0 && record.placement.generation == Generation::FIRST;
+    // The wish is still the first one, that of the create, and it has not moved.
+    let untouched = record.desired_version <= 1 && record.placement.generation == Generation::FIRST;
     SandboxState::of(record.desired, &record.phase, if untouched { Start::First } else { Start::Again })
 }
 

@@ -82,7 +82,7 @@ fn view() -> SandboxView {
             placement: Placement { node_id: NodeId(5), generation: Generation::FIRST },
             created_at_ms: NOW_MS,
             updated_at_ms: NOW_MS + 1,
-            desired_version: 0,
+            desired_version: 1,
         },
     }
 }
@@ -122,8 +122,7 @@ impl Control for FakeControl {
         if matches!(verb, Verb::Start { .. }) {
             self.gate.notified().await;
         }
-        let answer = (self.script.lock().unwrap())(&verb);
-        answer
+        (self.script.lock().unwrap())(&verb)
     }
 }
 
@@ -831,6 +830,21 @@ async fn a_sandbox_is_shown_as_it_is() {
         "toolboxProxyUrl": "http://127.0.0.1:9100/toolbox",
     });
     assert_eq!(body, expected);
+}
+
+#[test]
+fn a_sandbox_is_created_once_and_started_ever_after() {
+    let state = |desired_version: u64, generation: u64| {
+        let mut record = view().record;
+        record.phase = Phase::Starting;
+        record.desired_version = desired_version;
+        record.placement.generation = Generation(generation);
+        public_state(&record)
+    };
+
+    assert_eq!(state(1, 1), SandboxState::Creating);
+    assert_eq!(state(3, 1), SandboxState::Starting, "stopped and started again");
+    assert_eq!(state(1, 2), SandboxState::Starting, "moved to another node");
 }
 
 #[tokio::test]
