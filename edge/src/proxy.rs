@@ -1,5 +1,6 @@
 //! The shell around the pure parts: one request from head to last byte, as Pingora calls us.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -537,10 +538,11 @@ impl ProxyHttp for EdgeProxy {
                 // One stream, one request: the program may close at once, and Pingora keeps nothing.
                 upstream_request.insert_header(header::CONNECTION, "close")?;
             }
-        } else if upstream_request.raw_path().first() != Some(&b'/')
-            && let Some(origin_form) = target::origin_form(&upstream_request.raw_path().to_vec())
-        {
-            upstream_request.set_raw_path(&origin_form)?;
+        } else if upstream_request.raw_path().first() != Some(&b'/') {
+            let origin_form = target::origin_form(upstream_request.raw_path()).map(Cow::into_owned);
+            if let Some(origin_form) = origin_form {
+                upstream_request.set_raw_path(&origin_form)?;
+            }
         }
         Ok(())
     }
