@@ -102,6 +102,8 @@ impl Edge {
     /// They may await channels and streams of any runtime and open sockets of their own; they must not block, must not
     /// use `block_in_place`, and must spawn what shall outlive a request on a runtime that outlives the edge.
     ///
+    /// Pingora makes ring the process's default rustls provider if there is none yet.
+    ///
     /// # Errors
     /// A port is taken or may not be bound; `https` and `tls` are not both given or both absent; the API socket's path
     /// is too long; the preview domain is no host name.
@@ -283,6 +285,9 @@ impl Lane {
             work_stealing: false,
             upstream_keepalive_pool_size: API_CONNECTIONS_KEPT,
             max_retries: API_TRIES,
+            // No upstream is reached by TLS. Without a file Pingora loads the host's roots for every thread, twice, and
+            // panics where one of them is unreadable.
+            ca_file: Some("/dev/null".to_owned()),
             ..ServerConf::default()
         };
         let mut proxy = HttpProxy::new(EdgeProxy { doors: self.doors.clone() }, Arc::new(conf));
