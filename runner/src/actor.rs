@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -74,7 +74,7 @@ impl Actor {
             if let Event::Completed { operation_id, .. } = &event {
                 self.running.remove(operation_id);
             }
-            let actions = self.core.handle(event, Instant::now());
+            let actions = self.core.handle(event, Instant::now().into_std());
             // Doors first: whoever hears that a sandbox runs may dial it at once.
             self.operations.doors.set(self.core.reachable());
             self.status.send_if_modified(|status| {
@@ -91,7 +91,7 @@ impl Actor {
 
     /// `None` when the runner is to end.
     async fn next_heard(&mut self) -> Option<Heard> {
-        let wake = self.core.next_wake(Instant::now());
+        let wake = self.core.next_wake(Instant::now().into_std());
         tokio::select! {
             biased;
             () = self.stopping.cancelled() => None,
@@ -134,7 +134,7 @@ impl Actor {
         operation_id: OperationId,
         incarnation: Incarnation,
         operation: Operation,
-        deadline: Instant,
+        deadline: std::time::Instant,
     ) {
         let cancel = self.stopping.child_token();
         self.running.insert(operation_id, cancel.clone());

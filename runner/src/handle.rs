@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_api::access::Target;
 use atoll_api::ids::{Generation, SandboxId};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -118,7 +119,7 @@ impl Runner {
         let (wanted, wanted_rx) = watch::channel(None);
         let (status_tx, status) = watch::channel(RunnerStatus::default());
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let core = Reconciler::new(config.operations_max.max(1), found, Instant::now());
+        let core = Reconciler::new(config.operations_max.max(1), found, Instant::now().into_std());
         let operations =
             Operations::new(runtime.clone(), mounts.clone(), doors.clone(), config.dial_deadline);
         let actor =

@@ -284,3 +284,6 @@ fn disk_error(verb: &str, path: &Path, error: io::Error) -> RuntimeError {
     };
     RuntimeError::Host(format!("cannot {verb} {}: {error}{advice}", path.display()))
 }
+
+#[cfg(test)]
+mod tests;

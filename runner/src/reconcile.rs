@@ -801,3 +801,6 @@ pub(crate) fn exit_words(exit: &Exit) -> String {
         Exit { code: None, .. } => "the sandbox ended by itself".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

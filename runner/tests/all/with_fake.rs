@@ -1,0 +1,305 @@
+//! The task, the mounts, the hello and the doors, over a runtime without containers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_api::access::Target;
+use atoll_api::ids::Generation;
+use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
+use atoll_runner::fake::{FakeDaemon, FakeRuntime, FakeVerb, Fault};
+use atoll_runner::{Exit, RunnerConfig, RunnerDialError, RuntimeError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::world::{Folder, World, eventually, incarnation, sandbox, spec};
+
+const DAEMON: &[u8] = b"not run by the fake";
+
+fn a_spec() -> SandboxSpec {
+    spec("image")
+}
+
+async fn world(fake: &FakeRuntime, folder: &Folder) -> World {
+    World::start(folder.config(DAEMON), Arc::new(fake.clone())).await.unwrap()
+}
+
+fn exit(code: i64) -> Exit {
+    Exit { code: Some(code), out_of_memory: false }
+}
+
+#[tokio::test]
+async fn a_placed_sandbox_runs_and_its_daemon_can_be_dialled() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+
+    world.place(1, a_spec());
+    world.until_running(1).await;
+
+    let mut stream = world.runner.dial(sandbox(1), Generation(1), Target::Daemon).await.unwrap();
+    stream.write_all(b"GET /version HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_may_not_be_dialled_is_told_apart() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let config = RunnerConfig { connections_per_sandbox_max: 1, ..folder.config(DAEMON) };
+    let mut world = World::start(config, Arc::new(fake.clone())).await.unwrap();
+    fake.serve(3000, Arc::new(|_, stream| Box::pin(async move { drop(stream) })));
+    world.place_as(1, 5, a_spec(), Desired::Running, Phase::Pending);
+    world.place_as(2, 1, a_spec(), Desired::Stopped, Phase::Pending);
+    world.until_running(1).await;
+    let runner = world.runner.clone();
+    let dial = |number, generation, port| {
+        let runner = runner.clone();
+        async move { runner.dial(sandbox(number), Generation(generation), Target::port(port)).await.map(drop) }
+    };
+
+    assert_eq!(dial(9, 1, 3000).await, Err(RunnerDialError::NotHere));
+    assert_eq!(dial(1, 4, 3000).await, Err(RunnerDialError::Stale { current: Generation(5) }));
+    assert_eq!(dial(1, 6, 3000).await, Err(RunnerDialError::NotHere));
+    assert_eq!(dial(2, 1, 3000).await, Err(RunnerDialError::NotRunning));
+    assert_eq!(dial(1, 5, 3001).await, Err(RunnerDialError::PortClosed));
+    let held = runner.dial(sandbox(1), Generation(5), Target::Port(3000)).await.unwrap();
+    assert_eq!(dial(1, 5, 3000).await, Err(RunnerDialError::Overloaded));
+    drop(held);
+    assert_eq!(dial(1, 5, 3000).await, Ok(()));
+    // The daemon's port is the daemon's, by whatever name.
+    let disguised = runner.dial(sandbox(1), Generation(5), Target::Port(2280)).await.map(drop);
+    assert_eq!(disguised, Err(RunnerDialError::PortClosed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_hangs_ends_at_its_deadline() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    world.place(1, a_spec());
+    world.until_running(1).await;
+
+    fake.set_fault(FakeVerb::Dial, Some(Fault::Hang));
+
+    let dialled = world.runner.dial(sandbox(1), Generation(1), Target::Daemon).await.map(drop);
+    assert_eq!(dialled, Err(RunnerDialError::TimedOut));
+}
+
+#[tokio::test]
+async fn stop_start_and_delete_leave_nothing() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    world.place(1, a_spec());
+    world.until_running(1).await;
+
+    world.wish(1, Desired::Stopped);
+    world.until_stopped(1).await;
+    assert!(!fake.is_running(incarnation(1, 1)));
+    assert_eq!(
+        world.runner.dial(sandbox(1), Generation(1), Target::Daemon).await.map(drop),
+        Err(RunnerDialError::NotRunning)
+    );
+
+    world.wish(1, Desired::Running);
+    world.until_running(1).await;
+    assert_eq!(fake.calls(FakeVerb::Create), 1, "the disk is kept");
+
+    world.wish(1, Desired::Deleted);
+    world.until_deleted(1).await;
+    assert_eq!(fake.existing(), []);
+    assert_eq!(folder.sandbox_folders(), 0);
+}
+
+#[tokio::test]
+async fn secret_and_socket_are_away_once_the_daemon_has_spoken() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    world.place(1, a_spec());
+
+    world.until_running(1).await;
+
+    let run = folder.path().join(format!("data/sandboxes/{}/g1/mount/run", sandbox(1)));
+    assert_eq!(std::fs::read_dir(run).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_ends_by_itself_has_failed_with_the_reason() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    for number in [1, 2] {
+        world.place(number, a_spec());
+        world.until_running(number).await;
+    }
+
+    fake.end(incarnation(1, 1), Exit { code: Some(137), out_of_memory: true });
+    fake.end(incarnation(2, 1), exit(4));
+
+    // Whichever report comes first, both are recorded on the way.
+    assert!(world.until_failed(1).await.contains("out of memory"));
+    eventually("the exit code is in the status", async || world.runner.status().counts.failed == 2).await;
+    world.wish(1, Desired::Running);
+    world.until_running(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_never_speaks_fails_the_start_and_is_stopped() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    fake.set_daemon(FakeDaemon::Silent);
+
+    world.place(1, a_spec());
+
+    let reason = world.until_failed(1).await;
+    assert!(reason.contains("not ready within 30 s"), "{reason}");
+    eventually("it is stopped", async || !fake.is_running(incarnation(1, 1))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_with_a_wrong_secret_is_none() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    fake.set_daemon(FakeDaemon::SaysHelloWithWrongSecret);
+
+    world.place(1, a_spec());
+
+    world.until_failed(1).await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_exits_at_once_fails_the_start_at_once() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    fake.set_daemon(FakeDaemon::Exits(exit(3)));
+
+    world.place(1, a_spec());
+
+    let reason = world.until_failed(1).await;
+    assert!(reason.contains("exit code 3") && reason.contains("before it was ready"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_is_away_for_a_moment_only_delays() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    fake.set_fault(FakeVerb::Create, Some(Fault::Error(RuntimeError::Host("engine down".into()))));
+    world.place(1, a_spec());
+    eventually("one try has failed", async || fake.calls(FakeVerb::Create) == 1).await;
+
+    fake.set_fault(FakeVerb::Create, None);
+
+    world.until_running(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_stays_away_fails_the_sandbox_with_its_words() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    fake.set_fault(FakeVerb::Create, Some(Fault::Error(RuntimeError::Host("the disk is full".into()))));
+
+    world.place(1, a_spec());
+
+    assert!(world.until_failed(1).await.contains("the disk is full"));
+    assert_eq!(fake.calls(FakeVerb::Create), 3);
+}
+
+#[tokio::test]
+async fn delete_wins_over_a_start_that_hangs() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    fake.set_fault(FakeVerb::Start, Some(Fault::Hang));
+    world.place(1, a_spec());
+    eventually("the start hangs", async || fake.calls(FakeVerb::Start) == 1).await;
+
+    world.wish(1, Desired::Deleted);
+
+    world.until_deleted(1).await;
+    assert_eq!(fake.existing(), []);
+}
+
+#[tokio::test]
+async fn a_restarted_runner_adopts_without_a_restart() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut first = world(&fake, &folder).await;
+    first.place(1, a_spec());
+    first.until_running(1).await;
+    first.runner.shutdown().await;
+    assert!(fake.is_running(incarnation(1, 1)));
+
+    let mut second = world(&fake, &folder).await;
+    second.place_as(1, 1, a_spec(), Desired::Running, Phase::Running);
+
+    let runner = second.runner.clone();
+    eventually("it can be dialled", async || {
+        runner.dial(sandbox(1), Generation(1), Target::Daemon).await.is_ok()
+    })
+    .await;
+    assert_eq!(fake.calls(FakeVerb::Start), 1);
+    fake.end(incarnation(1, 1), exit(1));
+    second.until_failed(1).await;
+}
+
+#[tokio::test]
+async fn a_restarted_runner_removes_an_older_generation_first() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    fake.plant(incarnation(1, 1), a_spec());
+    let mut world = world(&fake, &folder).await;
+
+    world.place_as(1, 2, a_spec(), Desired::Running, Phase::Pending);
+    world.until_running(1).await;
+
+    assert_eq!(fake.existing(), [incarnation(1, 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_orphan_goes_after_its_grace_and_not_before_the_first_list() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    fake.plant(incarnation(7, 1), a_spec());
+    let world = world(&fake, &folder).await;
+
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(fake.existing(), [incarnation(7, 1)]);
+    world.tell();
+
+    eventually("the orphan goes", async || fake.existing().is_empty()).await;
+}
+
+#[tokio::test]
+async fn destroy_all_leaves_nothing_behind() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    for number in 1..=3 {
+        world.place(number, a_spec());
+        world.until_running(number).await;
+    }
+
+    world.runner.destroy_all().await.unwrap();
+
+    assert_eq!(fake.existing(), []);
+    assert_eq!(folder.sandbox_folders(), 0);
+    assert_eq!(
+        world.runner.dial(sandbox(1), Generation(1), Target::Daemon).await.map(drop),
+        Err(RunnerDialError::NotHere)
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_hold_sandboxes_stops_the_start() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    fake.set_fault(FakeVerb::Prepare, Some(Fault::Error(RuntimeError::Host("no iptables".into()))));
+
+    let started = World::start(folder.config(DAEMON), Arc::new(fake.clone())).await;
+
+    assert_eq!(started.err(), Some(RuntimeError::Host("no iptables".into())));
+}
+
+#[tokio::test]
+async fn many_sandboxes_are_made_side_by_side_and_all_run() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let config = RunnerConfig { operations_max: 4, ..folder.config(DAEMON) };
+    let mut world = World::start(config, Arc::new(fake.clone())).await.unwrap();
+
+    for number in 1..=60 {
+        world.place(number, a_spec());
+    }
+
+    world.until_running(60).await;
+    eventually("all run", async || world.runner.status().counts.serving == 60).await;
+}
