@@ -1,1 +1,3 @@
+//! What the fault tests stand on: real clusters of `atoll dev`, and the simulated tier.
 
+pub mod dev;

@@ -14,7 +14,12 @@ use serde::{Deserialize, Serialize};
 #[async_trait]
 pub trait Control: Send + Sync + 'static {
     /// Bounded: answers within [`VERB_DEADLINE_MS`], whatever happens to other nodes.
-    async fn perform(&self, caller: &Caller, request_id: &RequestId, verb: Verb) -> Result<VerbAnswer, VerbError>;
+    async fn perform(
+        &self,
+        caller: &Caller,
+        request_id: &RequestId,
+        verb: Verb,
+    ) -> Result<VerbAnswer, VerbError>;
 }
 
 /// Longer than a cold create may take (30 s, as the public API has it), shorter than SDK time-outs (60 s).
@@ -38,39 +43,85 @@ pub enum Verb {
     /// Answers `Sandbox`, running or failed (with the reason), never half made.
     Create(CreateSandbox),
     /// Answers `Sandbox`.
-    Get { sandbox: SandboxReference },
+    Get {
+        sandbox: SandboxReference,
+    },
     /// Answers `Page`.
     List(ListSandboxes),
     /// Each answers `Sandbox` as it is afterwards.
-    Start { sandbox: SandboxReference },
-    Stop { sandbox: SandboxReference, force: bool },
-    Delete { sandbox: SandboxReference },
-    SetLabels { sandbox: SandboxReference, labels: BTreeMap<String, String> },
-    SetPublic { sandbox: SandboxReference, public: bool },
-    SetIntervals { sandbox: SandboxReference, change: IntervalChange },
+    Start {
+        sandbox: SandboxReference,
+    },
+    Stop {
+        sandbox: SandboxReference,
+        force: bool,
+    },
+    Delete {
+        sandbox: SandboxReference,
+    },
+    SetLabels {
+        sandbox: SandboxReference,
+        labels: BTreeMap<String, String>,
+    },
+    SetPublic {
+        sandbox: SandboxReference,
+        public: bool,
+    },
+    SetIntervals {
+        sandbox: SandboxReference,
+        change: IntervalChange,
+    },
     /// Answers `PreviewToken`.
-    PreviewToken { sandbox: SandboxReference, port: u16 },
+    PreviewToken {
+        sandbox: SandboxReference,
+        port: u16,
+    },
     /// Answers `SignedPreview`.
-    SignPreview { sandbox: SandboxReference, port: u16, expires_in_s: u64 },
+    SignPreview {
+        sandbox: SandboxReference,
+        port: u16,
+        expires_in_s: u64,
+    },
     /// Answers `Done`.
-    ExpirePreview { sandbox: SandboxReference, port: u16, token: String },
+    ExpirePreview {
+        sandbox: SandboxReference,
+        port: u16,
+        token: String,
+    },
     /// Answers `SshAccess`. Revokes earlier ones.
-    IssueSsh { sandbox: SandboxReference, expires_in_minutes: u64 },
+    IssueSsh {
+        sandbox: SandboxReference,
+        expires_in_minutes: u64,
+    },
     /// Answers `Sandbox`. No token: all of them.
-    RevokeSsh { sandbox: SandboxReference, token: Option<String> },
+    RevokeSsh {
+        sandbox: SandboxReference,
+        token: Option<String>,
+    },
     /// Answers `SshValidity`.
-    ValidateSsh { token: String },
+    ValidateSsh {
+        token: String,
+    },
     /// Answers `Snapshots` (all of them; there are few) or, by id or name, one.
     ListSnapshots,
-    GetSnapshot { id_or_name: String },
+    GetSnapshot {
+        id_or_name: String,
+    },
     /// Answers `Cluster`.
     ClusterStatus,
     /// Answers `JoinToken`. For administrators.
-    CreateJoinToken { ttl_s: u64, uses: u32 },
+    CreateJoinToken {
+        ttl_s: u64,
+        uses: u32,
+    },
     /// Answers `Done`. For administrators.
-    RemoveNode { node_id: NodeId },
+    RemoveNode {
+        node_id: NodeId,
+    },
     /// Answers `Done`: the sandbox was used.
-    Touch { sandbox: SandboxReference },
+    Touch {
+        sandbox: SandboxReference,
+    },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

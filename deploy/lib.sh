@@ -1,0 +1,77 @@
+# Shared by quickstart.sh and test.sh: installing what is missing, and Docker where no service manager runs it.
+# shellcheck shell=bash
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+: "${CARGO_TARGET_DIR:=$root/target}"
+export CARGO_TARGET_DIR
+PATH="$HOME/.cargo/bin:$PATH"
+
+say() { printf '\n== %s\n' "$*" >&2; }
+note() { printf '   %s\n' "$*" >&2; }
+die() { printf '\nerror: %s\n' "$*" >&2; exit 1; }
+
+# timed NAME COMMAND…: runs it and remembers how long it took.
+timings=()
+timed() {
+  local name=$1 began=$SECONDS
+  shift
+  "$@"
+  timings+=("$name $((SECONDS - began)) s")
+}
+print_timings() {
+  local IFS=,
+  printf 'took: %s\n' "$(printf '%s' "${timings[*]}" | sed 's/,/, /g')"
+}
+
+need_root() {
+  [ "$(id -u)" = 0 ] || die "run this as root: it installs packages and runs sandboxes (sudo $0)"
+  [ -r /etc/debian_version ] || die "this script knows Debian and its relatives only; see README.md for what is needed"
+}
+
+# install_packages NAME…: those that are missing, and nothing when none is.
+install_packages() {
+  local missing=()
+  for package in "$@"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} = 0 ] && return
+  say "installing ${missing[*]}"
+  [ -n "$(find /var/lib/apt/lists -name '*_Packages*' -mtime -1 2>/dev/null | head -n 1)" ] || apt-get -qq update >&2
+  DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "${missing[@]}" >&2
+}
+
+# Rust: what rust-toolchain.toml names, by rustup if it is there, by Debian's rustup where it is packaged.
+install_rust() {
+  command -v cargo >/dev/null && return
+  if ! command -v rustup >/dev/null; then
+    apt-cache show rustup >/dev/null 2>&1 ||
+      die "no Rust here, and this Debian has no rustup package: install rustup, then run this again"
+    install_packages rustup
+  fi
+  say "installing Rust"
+  (cd "$root" && rustup toolchain install >&2)
+}
+
+# Docker Engine, started here where no service manager does it.
+start_docker() {
+  install_packages docker.io iptables
+  docker_answers && return
+  if [ -d /run/systemd/system ]; then
+    systemctl start docker
+  else
+    say "starting dockerd (no service manager here; its log: /var/log/dockerd.log)"
+    # A pid file that a killed dockerd left behind stops the next one.
+    if [ -e /var/run/docker.pid ] && ! kill -0 "$(cat /var/run/docker.pid)" 2>/dev/null; then rm -f /var/run/docker.pid; fi
+    setsid nohup dockerd >>/var/log/dockerd.log 2>&1 </dev/null &
+  fi
+  for _ in $(seq 100); do
+    docker_answers && return
+    sleep 0.3
+  done
+  tail -n 20 /var/log/dockerd.log >&2 2>/dev/null || true
+  die "Docker does not answer; see the log above, and 'atoll doctor'"
+}
+docker_answers() { docker info >/dev/null 2>&1; }
+
+BUILD_PACKAGES=(build-essential ca-certificates curl git pkg-config)
+BASE_PACKAGES=(debootstrap)

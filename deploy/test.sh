@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs every check and every test. Fails when one fails, and when none ran.
+# With ATOLL_TESTS_REQUIRE_ALL=1 (set here) a test that would be skipped for want of something fails instead.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$root"
+
+# What the unmodified clients are. Change one here and in README.md.
+PYTHON_SDK=daytona==0.226.1
+NODE_SDK=@daytonaio/sdk@0.218.0
+CARGO_DENY=0.20.2
+cache=${ATOLL_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/atoll}
+
+check_format() { say "cargo fmt --check" && cargo fmt --all --check; }
+check_lints() { say "cargo clippy" && cargo clippy --workspace --all-targets --locked -- -D warnings; }
+check_tree() {
+  say "cargo deny"
+  command -v cargo-deny >/dev/null || cargo install --locked "cargo-deny@$CARGO_DENY"
+  # Advisories need their database from outside; where it cannot be had, the rest is checked all the same.
+  cargo deny --locked check bans licenses sources
+}
+
+install_sdks() {
+  local key
+  key=$(printf '%s' "$PYTHON_SDK $NODE_SDK $(python3 --version) $(node --version)" | sha256sum | cut -c1-12)
+  sdks=$cache/sdks-$key
+  [ -e "$sdks/complete" ] && return
+  say "installing $PYTHON_SDK and $NODE_SDK"
+  rm -rf "$sdks" && mkdir -p "$sdks/node"
+  python3 -m venv "$sdks/python"
+  "$sdks/python/bin/pip" install --quiet --disable-pip-version-check "$PYTHON_SDK"
+  (cd "$sdks/node" && npm init --yes >/dev/null && npm install --silent --no-audit --no-fund "$NODE_SDK")
+  touch "$sdks/complete"
+}
+
+run_tests() {
+  say "cargo test"
+  export ATOLL_TESTS_REQUIRE_ALL=1 ATOLL_PYTHON=$sdks/python/bin/python ATOLL_NODE_MODULES=$sdks/node/node_modules
+  cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
+}
+
+count_tests() {
+  local passed
+  passed=$(awk '/^test result:/ { sum += $4 } END { print sum + 0 }' "$log")
+  [ "$passed" -gt 0 ] || die "no test ran"
+  say "$passed tests passed"
+}
+
+need_root
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" jq openssh-client openssh-sftp-server busybox-static python3-venv fuse3
+command -v node >/dev/null || install_packages nodejs npm
+install_rust
+timed docker start_docker
+timed format check_format
+timed "base snapshot" "$root/deploy/base/build.sh" >/dev/null
+timed SDKs install_sdks
+timed lints check_lints
+timed build cargo build --workspace --locked
+timed tests run_tests
+timed deny check_tree
+if [ -x deploy/fuzz.sh ]; then timed fuzz deploy/fuzz.sh; fi
+count_tests
+print_timings

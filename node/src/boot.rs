@@ -1,0 +1,446 @@
+//! Starts a node's components in order; stopping is the same list upwards. Listeners open last and close first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use atoll_api::ids::NodeId;
+use atoll_certs::identity::NodeIdentity;
+use atoll_certs::public_tls::{PublicCertificates, PublicName, edge_server_config};
+use atoll_certs::seal::ClusterSecret;
+use atoll_certs::ssh_host_key::SshHostKeySeed;
+use atoll_consensus::state::cluster::{ClusterCommand, ClusterOutcome, ClusterRejection};
+use atoll_consensus::{ClusterGroup, Compaction, Consensus, ConsensusConfig, RegionGroup, Timings};
+use atoll_edge::{CookieKey, Edge, EdgeConfig, EdgeLimits};
+use atoll_mesh::endpoint::{MeshConfig, MeshEndpoint};
+use atoll_mesh::link::Link;
+use atoll_mesh::stream::GroupName;
+use atoll_runner::{Runner, RunnerConfig, RunnerHandle};
+use atoll_ssh::{SshConfig, SshServer};
+use bytes::Bytes;
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::activity::Activity;
+use crate::admission::{Admission, Membership, SEALED_CA_KEY};
+use crate::config::{Config, Layout};
+use crate::control::cluster::ClusterVerbs;
+use crate::control::forward::Forwarder;
+use crate::control::plane::ControlPlane;
+use crate::control::region::RegionVerbs;
+use crate::dialer::Dialer;
+use crate::directory::MeshDirectory;
+use crate::duties::Duties;
+use crate::events::publish_changes;
+use crate::founding;
+use crate::heartbeat::Heartbeats;
+use crate::owner::Owner;
+use crate::peers::{Load, Peers};
+use crate::rest::{self, Component, Readiness};
+use crate::runtimes;
+use crate::streams::{Services, Streams};
+
+/// How long a stopping node waits for requests in flight.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// Reports of the runner that wait to be proposed.
+const REPORTS_QUEUED_MAX: usize = 1024;
+const REPLICA_POLL: Duration = Duration::from_millis(100);
+
+/// Runs the node until `cancel`, or until something it cannot live without has died.
+pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
+    let layout = config.layout();
+    let _lock = lock(&layout)?;
+    std::fs::write(layout.pid_file(), std::process::id().to_string()).context("write the pid file")?;
+
+    // Trust.
+    let identity = NodeIdentity::load(&layout.identity_dir())?.with_context(|| {
+        format!(
+            "{} holds no node; run `atoll cluster init` or `atoll node join` first",
+            config.data_dir.display()
+        )
+    })?;
+    let secret = ClusterSecret::load(&layout.cluster_secret()).context("load the cluster secret")?;
+    let secret = Arc::new(secret.context("the cluster secret is missing beside the identity")?);
+    let me = identity.node_id();
+
+    // Sandboxes first in order, since nothing can be served without what runs them.
+    let runtime = runtimes::docker(me, &config.runtime.image)?;
+
+    // Mesh.
+    let membership = Arc::new(Membership { first_peers: first_peers(&layout)?, cluster: OnceLock::new() });
+    let mesh = MeshEndpoint::bind(MeshConfig::listening_on(config.listen.mesh), identity, membership.clone())
+        .with_context(|| format!("listen for the mesh on {} (UDP)", config.listen.mesh))?;
+    let link: Arc<dyn Link> = Arc::new(mesh.clone());
+
+    // Truth, on threads of its own.
+    let raft_threads = RaftThreads::start()?;
+    let consensus = Consensus::open(consensus_config(&config, me, raft_threads.handle()), link.clone())
+        .await
+        .context("open the replicas")?;
+    let consensus = Arc::new(consensus);
+    let region_name = GroupName::Region(config.region.clone());
+    consensus.host(region_name).await.context("host the region's replica")?;
+    let cluster = consensus.cluster();
+    let region = consensus.region(&config.region).context("the region is hosted above")?;
+    let _ = membership.cluster.set(cluster.clone());
+    let peers = Arc::new(Peers::new(me));
+    let streams =
+        Arc::new(Streams { consensus: consensus.clone(), peers: peers.clone(), services: OnceLock::new() });
+    let admission = Arc::new(Admission { cluster: cluster.clone(), secret: secret.clone() });
+    let tasks = TaskTracker::new();
+    let (serving, handler, stop) = (mesh.clone(), streams.clone(), cancel.clone());
+    tasks.spawn(async move { serving.serve(handler, admission, stop).await });
+    found_if_pending(&config, &consensus).await?;
+    let (ca_fingerprint, ssh_host_key, edge_tls) = {
+        let identity = replica_arrives(&cluster, &cancel).await?;
+        let host_key = SshHostKeySeed::unseal(&secret, &identity.sealed_ssh_host_key)
+            .context("unseal the SSH host key")?;
+        let ca_key = secret.unseal(SEALED_CA_KEY, &identity.sealed_ca_key).context("unseal the CA key")?;
+        let ca_key = String::from_utf8(ca_key).context("the sealed CA key is not text")?;
+        let ca = atoll_certs::ca::ClusterCa::from_pem(&identity.ca_certificate_pem, &ca_key)?;
+        let certificate = ca.sign_server(&public_names(&config)?, SystemTime::now())?;
+        let tls = edge_server_config(PublicCertificates::new(certificate)?);
+        (ca.fingerprint(), host_key, Arc::new(tls))
+    };
+
+    // Sandboxes.
+    let (reports_out, reports) = mpsc::channel(REPORTS_QUEUED_MAX);
+    let runner = Runner::start(runner_config(&layout), runtime, reports_out)
+        .await
+        .context("start the sandbox runtime (`atoll doctor` says what this machine lacks)")?;
+    let duties = Arc::new(Duties {
+        me,
+        home: config.region.clone(),
+        consensus: consensus.clone(),
+        cluster: cluster.clone(),
+        region: region.clone(),
+        peers: peers.clone(),
+        addresses: config.addresses(),
+        capacity: config.capacity(),
+        node_down_after_ms: config.timing.node_down_after_ms,
+    });
+    let heartbeats = Heartbeats {
+        home: config.region.clone(),
+        cluster: cluster.clone(),
+        peers: peers.clone(),
+        link: link.clone(),
+        every: Duration::from_millis(config.timing.node_heartbeat_ms),
+        load: load_of(runner.clone()),
+    };
+    tasks.spawn(heartbeats.run(cancel.clone()));
+
+    // Control and the services that peers ask for.
+    let forwarder = Arc::new(Forwarder { cluster: cluster.clone(), link: link.clone() });
+    let directory = Arc::new(MeshDirectory {
+        home: config.region.clone(),
+        cluster: cluster.clone(),
+        region: region.clone(),
+        forwarder: forwarder.clone(),
+        activity: Arc::new(Activity::default()),
+        remembered: Mutex::new(HashMap::new()),
+    });
+    let control = Arc::new(ControlPlane {
+        home: config.region.clone(),
+        cluster: cluster.clone(),
+        cluster_verbs: ClusterVerbs {
+            home: config.region.clone(),
+            cluster: cluster.clone(),
+            region: region.clone(),
+            consensus: consensus.clone(),
+            forwarder: forwarder.clone(),
+            ca_fingerprint,
+        },
+        region_verbs: RegionVerbs {
+            region: config.region.clone(),
+            group: region.clone(),
+            cluster: cluster.clone(),
+            secret: secret.clone(),
+            peers: peers.clone(),
+            default_snapshot: config.default_snapshot.clone(),
+        },
+        forwarder,
+    });
+    let services =
+        Services { control: control.clone(), directory: directory.clone(), runner: runner.clone() };
+    if streams.services.set(services).is_err() {
+        bail!("services are set once");
+    }
+    duties.settle_in(&cancel).await?;
+    let owner = Arc::new(Owner { me, region: region.clone(), runner: runner.clone() });
+    tasks.spawn(owner.clone().follow_placements(cancel.clone()));
+    tasks.spawn(owner.propose_reports(reports, cancel.clone()));
+    tasks.spawn(duties.judge(cancel.clone()));
+    tasks.spawn(watch_removals(mesh.clone(), cluster.clone(), cancel.clone()));
+
+    // Doors.
+    let dial = Arc::new(Dialer { directory: directory.clone(), runner: runner.clone(), link });
+    let ssh_config = SshConfig::new(config.listen.ssh, *ssh_host_key.reveal());
+    let ssh = SshServer::start(ssh_config, directory.clone(), dial.clone())
+        .await
+        .with_context(|| format!("listen for SSH on {}", config.listen.ssh))?;
+    let (events, _) = broadcast::channel(rest::EVENTS_WAITING_MAX);
+    tasks.spawn(publish_changes(config.region.clone(), region.clone(), events.clone(), cancel.clone()));
+    let serving = Arc::new(AtomicBool::new(false));
+    let state = rest::RestState {
+        control,
+        directory: directory.clone(),
+        facts: Arc::new(cluster.clone()),
+        readiness: readiness(serving.clone(), cluster.clone(), region.clone(), runner.clone()),
+        events,
+        listeners: Arc::new(Semaphore::new(rest::LISTENERS_MAX)),
+        closing: cancel.clone(),
+        settings: Arc::new(rest_settings(&config, me, &ssh)?),
+    };
+    let api = listen_privately(&layout.api_socket())?;
+    tasks.spawn(rest::serve(api, rest::router(state), cancel.clone()));
+    let edge_config = EdgeConfig {
+        http: config.listen.http,
+        https: config.listen.https,
+        preview_domain: config.preview_domain.clone(),
+        api_socket: layout.api_socket(),
+        cookie_key: CookieKey::new(secret.derive("edge cookies")),
+        threads: None,
+        limits: EdgeLimits::default(),
+    };
+    let edge_tls = config.listen.https.map(|_| edge_tls);
+    let edge = Edge::start(edge_config, edge_tls, directory, dial).context("open the edge")?;
+    serving.store(true, Ordering::Release);
+    info!(http = %config.listen.http, ssh = %config.listen.ssh, mesh = %config.listen.mesh, "node serves");
+
+    let died = tokio::select! {
+        _ = cancel.cancelled() => None,
+        cause = consensus.stopped() => Some(cause),
+    };
+
+    // The same list upwards.
+    serving.store(false, Ordering::Release);
+    edge.shutdown(DRAIN_DEADLINE).await;
+    ssh.shutdown(DRAIN_DEADLINE).await;
+    cancel.cancel();
+    runner.shutdown().await;
+    tasks.close();
+    let _ = tokio::time::timeout(DRAIN_DEADLINE, tasks.wait()).await;
+    consensus.shutdown().await;
+    mesh.close().await;
+    let _ = std::fs::remove_file(layout.pid_file());
+    raft_threads.stop();
+    match died {
+        Some(cause) => bail!("a replica has stopped for good: {cause}"),
+        None => Ok(()),
+    }
+}
+
+/// Raft's own threads: busy proxies and sandboxes must not delay its ticks.
+struct RaftThreads(Option<tokio::runtime::Runtime>);
+
+impl RaftThreads {
+    fn start() -> Result<RaftThreads> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("raft")
+            .enable_all()
+            .build()
+            .context("start Raft's threads")?;
+        Ok(RaftThreads(Some(runtime)))
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        self.0.as_ref().expect("present until stopped").handle().clone()
+    }
+
+    fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for RaftThreads {
+    /// A runtime may not be dropped in place within another one, as an early return would do.
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// One process at a time: a second one would corrupt the log.
+fn lock(layout: &Layout) -> Result<std::fs::File> {
+    let path = layout.lock_file();
+    let file = std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    rustix::fs::flock(file.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("{} is in use by another node process", path.display()))?;
+    Ok(file)
+}
+
+fn first_peers(layout: &Layout) -> Result<BTreeMap<NodeId, String>> {
+    match std::fs::read(layout.first_peers()) {
+        Ok(bytes) => serde_json::from_slice(&bytes).context("read the first peers"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error).context("read the first peers"),
+    }
+}
+
+fn consensus_config(config: &Config, node_id: NodeId, runtime: tokio::runtime::Handle) -> ConsensusConfig {
+    let timing = &config.timing;
+    ConsensusConfig {
+        node_id,
+        data_dir: config.layout().consensus_dir(),
+        timings: Timings {
+            heartbeat_ms: timing.raft_heartbeat_ms,
+            election_min_ms: timing.election_min_ms,
+            election_max_ms: timing.election_max_ms,
+            no_leader_after_ms: timing.no_leader_ms,
+            ..Timings::default()
+        },
+        compaction: Compaction::default(),
+        runtime,
+    }
+}
+
+async fn found_if_pending(config: &Config, consensus: &Consensus) -> Result<()> {
+    let Some(commands) = founding::pending(config)? else { return Ok(()) };
+    consensus.found(GroupName::Cluster).await.context("found the cluster's group")?;
+    for command in commands {
+        match consensus.cluster().propose(command.clone()).await.context("propose the founding commands")? {
+            ClusterOutcome::Applied => {}
+            // A crash between the proposal and the removal of the file: it was said before.
+            ClusterOutcome::Rejected(ClusterRejection::AlreadyFounded)
+                if matches!(command, ClusterCommand::Found { .. }) => {}
+            ClusterOutcome::Rejected(rejection) => bail!("founding was refused: {rejection}"),
+        }
+    }
+    founding::done(config)
+}
+
+async fn replica_arrives(
+    cluster: &ClusterGroup,
+    cancel: &CancellationToken,
+) -> Result<atoll_consensus::state::cluster::ClusterIdentity> {
+    let mut changes = cluster.changes();
+    loop {
+        changes.borrow_and_update();
+        if let Some(identity) = cluster.read(|state| state.identity.clone()) {
+            return Ok(identity);
+        }
+        tokio::select! {
+            _ = cancel.cancelled() => bail!("stopped while waiting for the cluster's state"),
+            _ = tokio::time::timeout(REPLICA_POLL, changes.changed()) => {}
+        }
+    }
+}
+
+/// A removed node's live connections end at once, not when they happen to break.
+async fn watch_removals(mesh: MeshEndpoint, cluster: ClusterGroup, cancel: CancellationToken) {
+    let mut changes = cluster.changes();
+    let mut removed = 0;
+    loop {
+        changes.borrow_and_update();
+        let now = cluster.read(|state| state.removed_nodes.len());
+        if now != removed {
+            removed = now;
+            warn!(removed, "a node was removed, looking over the connections");
+            mesh.recheck();
+        }
+        tokio::select! {
+            _ = cancel.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn public_names(config: &Config) -> Result<Vec<PublicName>> {
+    let host = |url: &str| -> Option<String> {
+        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        Some(rest.split('/').next()?.rsplit_once(':').map_or(rest, |(host, _)| host).to_owned())
+    };
+    let addresses = config.addresses();
+    let mut names = vec![
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        config.preview_domain.clone(),
+        format!("*.{}", config.preview_domain),
+    ];
+    names.extend(host(&addresses.http));
+    names.extend(addresses.https.as_deref().and_then(host));
+    names.sort();
+    names.dedup();
+    names.iter().map(|name| Ok(name.parse()?)).collect()
+}
+
+fn runner_config(layout: &Layout) -> RunnerConfig {
+    RunnerConfig::new(layout.runner_dir(), Bytes::from_static(runtimes::DAEMON))
+}
+
+fn load_of(runner: RunnerHandle) -> Box<dyn Fn() -> Load + Send + Sync> {
+    Box::new(move || {
+        let counts = runner.status().counts;
+        Load {
+            creates_in_flight: counts.operations_waiting as u32 + counts.operations_running as u32,
+            cpu_busy_permille: 0,
+        }
+    })
+}
+
+fn rest_settings(config: &Config, node_id: NodeId, ssh: &atoll_ssh::SshHandle) -> Result<rest::RestSettings> {
+    let addresses = config.addresses();
+    let (ssh_host, ssh_port) =
+        addresses.ssh.rsplit_once(':').map_or((addresses.ssh.as_str(), 22), |(host, port)| {
+            (host, port.parse().unwrap_or(config.listen.ssh.port()))
+        });
+    Ok(rest::RestSettings {
+        node_id,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        preview_domain: config.preview_domain.clone(),
+        default_snapshot: config.default_snapshot.clone(),
+        http_base: addresses.http.parse().context("advertise.http")?,
+        ssh_host: ssh_host.to_owned(),
+        ssh_port,
+        ssh_host_keys: vec![ssh.host_key_openssh()],
+    })
+}
+
+/// Only this node's own edge may come this way: what it says of the client is believed.
+fn listen_privately(path: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove the old {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .context("make the API socket private")?;
+    Ok(listener)
+}
+
+fn readiness(
+    serving: Arc<AtomicBool>,
+    cluster: ClusterGroup,
+    region: RegionGroup,
+    runner: RunnerHandle,
+) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
+    let down = |name: &str, down: Option<String>| Component { name: name.to_owned(), down };
+    Arc::new(move || {
+        let no_leader = |leader: Option<NodeId>| leader.is_none().then(|| "no leader is known".to_owned());
+        let starting = (!serving.load(Ordering::Acquire)).then(|| "starting or stopping".to_owned());
+        Readiness {
+            components: vec![
+                down("node", starting),
+                down("cluster", no_leader(cluster.leader())),
+                down("region", no_leader(region.leader())),
+                down("runtime", runner.status().host_problem),
+            ],
+        }
+    })
+}

@@ -1,0 +1,224 @@
+//! The command line: what can be said to `atoll`, and nothing about how it is done.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use atoll_api::ids::RegionName;
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "atoll",
+    version,
+    about = "Sandboxes for code that can't be trusted, on a mesh of equal nodes"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run this machine's node, or join it to a cluster.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Found a cluster, invite nodes, look at it.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Start a throwaway cluster on this machine and keep it running until it is told to stop.
+    Dev(DevArgs),
+    /// Check this machine: what is missing, and what to do about it.
+    Doctor(DoctorArgs),
+    /// Create, list, use and delete sandboxes.
+    #[command(subcommand)]
+    Sandbox(SandboxCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Run the node that `cluster init` or `node join` made.
+    Start(ConfigArg),
+    /// Join a cluster with a token, then run the node.
+    Join(JoinArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArg {
+    #[arg(long, value_name = "FILE", default_value = "/etc/atoll/node.toml")]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// Mesh address of any node of the cluster.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: String,
+    /// From `atoll cluster token create` on any node.
+    #[arg(long, env = "ATOLL_JOIN_TOKEN", hide_env_values = true)]
+    pub token: String,
+    /// The region this node is to serve; created when it is new.
+    #[arg(long)]
+    pub region: RegionName,
+    /// Full configuration; without it, the options below make one.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub make: MakeConfigArgs,
+    /// Join, write identity and configuration, and don't run.
+    #[arg(long)]
+    pub no_start: bool,
+}
+
+/// A configuration from a few options, for a first try. Ports are base (http), +1 (https), +2 (ssh), +3 (mesh, UDP).
+#[derive(Debug, Args)]
+pub struct MakeConfigArgs {
+    /// Default: this machine's host name.
+    #[arg(long)]
+    pub name: Option<String>,
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/atoll")]
+    pub data_dir: PathBuf,
+    /// Address to listen on and to be reached at.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub address: std::net::IpAddr,
+    #[arg(long, default_value_t = 9100)]
+    pub base_port: u16,
+    #[arg(long, default_value_t = crate::config::default_image())]
+    pub image: String,
+    #[arg(long, default_value_t = crate::config::default_preview_domain())]
+    pub preview_domain: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Make a new cluster: its CA, its first node's identity, its first API key. Prints the key once.
+    Init {
+        #[arg(long)]
+        region: RegionName,
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        make: MakeConfigArgs,
+    },
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Nodes, and each group's leader, term, voters and learners.
+    Status(ApiArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a join token. It pins the cluster's CA and is shown once.
+    Create {
+        /// Seconds until it expires.
+        #[arg(long, default_value_t = 900)]
+        ttl_s: u64,
+        /// How many nodes may join with it.
+        #[arg(long, default_value_t = 1)]
+        uses: u32,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+}
+
+/// Which node to ask, and as whom. The SDKs' own variables work.
+#[derive(Debug, Clone, Args)]
+pub struct ApiArgs {
+    #[arg(long, env = "DAYTONA_API_URL", default_value = "http://127.0.0.1:9100/api")]
+    pub api_url: String,
+    #[arg(long, env = "DAYTONA_API_KEY", hide_env_values = true)]
+    pub api_key: String,
+    /// A CA to trust for https, beside nothing else.
+    #[arg(long, env = "ATOLL_CA_CERT", value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    #[arg(long, default_value_t = 1)]
+    pub nodes: usize,
+    /// Nodes are dealt to these in turn.
+    #[arg(long, value_delimiter = ',', default_value = "local")]
+    pub regions: Vec<RegionName>,
+    #[arg(long, default_value = "docker", value_parser = ["docker"])]
+    pub runtime: String,
+    /// Node i takes base + 10 × i: http, +1 https, +2 ssh, +3 mesh.
+    #[arg(long, default_value_t = 9100)]
+    pub base_port: u16,
+    /// Default: a temporary folder that goes with the cluster.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Written when every node serves.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    #[arg(long, default_value_t = crate::config::default_image())]
+    pub image: String,
+    /// Address all nodes listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub address: std::net::IpAddr,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[arg(long, default_value_t = crate::config::default_image())]
+    pub image: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SandboxCommand {
+    Create {
+        #[arg(long)]
+        name: Option<String>,
+        #[arg(long)]
+        snapshot: Option<String>,
+        #[arg(long)]
+        target: Option<String>,
+        /// KEY=VALUE, repeatable.
+        #[arg(long = "env", value_name = "KEY=VALUE")]
+        env: Vec<String>,
+        #[arg(long = "label", value_name = "KEY=VALUE")]
+        labels: Vec<String>,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    List {
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Run one command through the login shell; exits with its code.
+    Exec {
+        sandbox: String,
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<String>,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Open a shell by the system's ssh.
+    Ssh {
+        sandbox: String,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    Start {
+        sandbox: String,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    Stop {
+        sandbox: String,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    Delete {
+        sandbox: String,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+}
+
+impl MakeConfigArgs {
+    pub fn socket(&self, offset: u16) -> SocketAddr {
+        SocketAddr::new(self.address, self.base_port.saturating_add(offset))
+    }
+}

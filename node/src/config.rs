@@ -1,0 +1,298 @@
+//! A node's configuration: read once, checked once, passed on as values.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use atoll_api::ids::RegionName;
+use atoll_api::sandbox::Resources;
+use atoll_consensus::state::cluster::{NodeAddresses, NodeCapacity};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Unique in the cluster; shown in lists and logs.
+    pub name: String,
+    /// The region this node belongs to; made when its first node joins.
+    pub region: RegionName,
+    /// A failure domain within the region (rack, data centre). Voters are spread over zones.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Keys, log and sandboxes. One node at a time may use it.
+    pub data_dir: PathBuf,
+    pub listen: Listen,
+    /// What others are told to dial; default: the listening addresses themselves.
+    #[serde(default)]
+    pub advertise: Advertise,
+    /// Previews answer at `{port}-{sandbox}.{preview_domain}`. `*.preview.localhost` needs no DNS at all.
+    #[serde(default = "default_preview_domain")]
+    pub preview_domain: String,
+    /// The snapshot that a create without one gets.
+    #[serde(default = "default_snapshot")]
+    pub default_snapshot: String,
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
+    #[serde(default)]
+    pub capacity: Capacity,
+    #[serde(default)]
+    pub timing: Timing,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    pub http: SocketAddr,
+    #[serde(default)]
+    pub https: Option<SocketAddr>,
+    pub ssh: SocketAddr,
+    /// UDP.
+    pub mesh: SocketAddr,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advertise {
+    /// Base URL, e.g. `http://10.0.0.5:8080`.
+    pub http: Option<String>,
+    pub https: Option<String>,
+    /// `host:port`.
+    pub ssh: Option<String>,
+    pub mesh: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeConfig {
+    /// The image of the default snapshot, as `deploy/base/build.sh` made it.
+    #[serde(default = "default_image")]
+    pub image: String,
+}
+
+/// What this node promises to sandboxes. CPU and memory are overcommitted: most sandboxes are idle most of the time.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capacity {
+    /// Default: 16 × the cores.
+    pub cpu: Option<u32>,
+    /// Default: 4 × the memory.
+    pub memory_gib: Option<u32>,
+    /// Default: the free space where `data_dir` is, at least 100.
+    pub disk_gib: Option<u32>,
+    /// Default: 1000.
+    pub sandboxes_max: Option<u32>,
+}
+
+/// All in milliseconds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timing {
+    pub raft_heartbeat_ms: u64,
+    pub election_min_ms: u64,
+    pub election_max_ms: u64,
+    /// Without a leader for so long, a request is answered 503.
+    pub no_leader_ms: u64,
+    pub node_heartbeat_ms: u64,
+    /// A node that has lost its lease stops its sandboxes after this.
+    pub self_fence_after_ms: u64,
+    /// A node that was not heard from for so long is down. Must be above `self_fence_after_ms`.
+    pub node_down_after_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            raft_heartbeat_ms: 100,
+            election_min_ms: 400,
+            election_max_ms: 800,
+            no_leader_ms: 3_000,
+            node_heartbeat_ms: 500,
+            self_fence_after_ms: 4_000,
+            node_down_after_ms: 6_000,
+        }
+    }
+}
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        RuntimeConfig { image: default_image() }
+    }
+}
+
+pub fn default_preview_domain() -> String {
+    "preview.localhost".into()
+}
+
+pub fn default_snapshot() -> String {
+    "atoll-base".into()
+}
+
+pub fn default_image() -> String {
+    "atoll-base:latest".into()
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<Config> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let config: Config = toml::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+        config.check().with_context(|| format!("check {}", path.display()))?;
+        Ok(config)
+    }
+
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let text = toml::to_string_pretty(self).context("write configuration as TOML")?;
+        std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    pub fn check(&self) -> Result<()> {
+        let name_ok = (1..=63).contains(&self.name.len())
+            && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
+        ensure!(name_ok, "name must be 1 to 63 of A-Z, a-z, 0-9, - and .");
+        ensure!(self.data_dir.is_absolute(), "data_dir must be an absolute path");
+        let domain_ok = !self.preview_domain.is_empty()
+            && self.preview_domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
+        ensure!(domain_ok, "preview_domain must be a host name without a port");
+        let timing = &self.timing;
+        ensure!(
+            timing.self_fence_after_ms < timing.node_down_after_ms,
+            "timing.self_fence_after_ms must be below timing.node_down_after_ms, or two nodes could run one sandbox"
+        );
+        ensure!(
+            timing.raft_heartbeat_ms * 2 <= timing.election_min_ms
+                && timing.election_min_ms < timing.election_max_ms,
+            "timing: 2 × raft_heartbeat_ms ≤ election_min_ms < election_max_ms"
+        );
+        Ok(())
+    }
+
+    pub fn addresses(&self) -> NodeAddresses {
+        let Advertise { http, https, ssh, mesh } = self.advertise.clone();
+        NodeAddresses {
+            mesh: mesh.unwrap_or_else(|| self.listen.mesh.to_string()),
+            http: http.unwrap_or_else(|| format!("http://{}", self.listen.http)),
+            https: https.or_else(|| self.listen.https.map(|address| format!("https://{address}"))),
+            ssh: ssh.unwrap_or_else(|| self.listen.ssh.to_string()),
+        }
+    }
+
+    pub fn capacity(&self) -> NodeCapacity {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        NodeCapacity {
+            total: Resources {
+                cpu: self.capacity.cpu.unwrap_or(cores * 16),
+                memory_gib: self.capacity.memory_gib.unwrap_or_else(|| memory_total_gib().max(1) * 4),
+                disk_gib: self.capacity.disk_gib.unwrap_or_else(|| free_disk_gib(&self.data_dir).max(100)),
+            },
+            sandboxes_max: self.capacity.sandboxes_max.unwrap_or(1000),
+        }
+    }
+
+    pub fn layout(&self) -> Layout {
+        Layout { root: self.data_dir.clone() }
+    }
+}
+
+/// Where things are inside `data_dir`.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    pub fn identity_dir(&self) -> PathBuf {
+        self.root.join("identity")
+    }
+    pub fn cluster_secret(&self) -> PathBuf {
+        self.root.join("identity/cluster.secret")
+    }
+    /// What the founding node proposes at its first start; gone afterwards.
+    pub fn founding(&self) -> PathBuf {
+        self.root.join("founding.bin")
+    }
+    /// Whom to talk to before the first replica of the cluster state has arrived.
+    pub fn first_peers(&self) -> PathBuf {
+        self.root.join("first-peers.json")
+    }
+    pub fn consensus_dir(&self) -> PathBuf {
+        self.root.join("consensus")
+    }
+    pub fn runner_dir(&self) -> PathBuf {
+        self.root.join("runner")
+    }
+    pub fn api_socket(&self) -> PathBuf {
+        self.root.join("api.sock")
+    }
+    pub fn ca_certificate(&self) -> PathBuf {
+        self.root.join("ca.pem")
+    }
+    pub fn pid_file(&self) -> PathBuf {
+        self.root.join("node.pid")
+    }
+    pub fn lock_file(&self) -> PathBuf {
+        self.root.join("node.lock")
+    }
+}
+
+fn memory_total_gib() -> u32 {
+    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    (kib.unwrap_or(0) / (1024 * 1024)) as u32
+}
+
+fn free_disk_gib(dir: &Path) -> u32 {
+    let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    rustix::fs::statvfs(existing).map_or(0, |stat| (stat.f_bavail * stat.f_frsize / (1 << 30)) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        name = "n1"
+        region = "eu"
+        data_dir = "/var/lib/atoll"
+        [listen]
+        http = "127.0.0.1:9100"
+        ssh = "127.0.0.1:9102"
+        mesh = "127.0.0.1:9103"
+    "#;
+
+    fn parsed(extra: &str) -> Result<Config> {
+        let config: Config = toml::from_str(&format!("{MINIMAL}\n{extra}"))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_minimal_file_is_enough() {
+        let config = parsed("").unwrap();
+
+        assert_eq!(config.addresses().http, "http://127.0.0.1:9100");
+        assert_eq!(config.preview_domain, "preview.localhost");
+        assert!(config.capacity().total.cpu >= 16);
+    }
+
+    #[test]
+    fn a_misspelt_setting_is_an_error() {
+        assert!(parsed("[timing]\nnode_down_after = 3").is_err());
+    }
+
+    #[test]
+    fn fencing_must_come_before_judgement() {
+        let error = parsed("[timing]\nself_fence_after_ms = 6000").unwrap_err();
+
+        assert!(error.to_string().contains("self_fence_after_ms must be below"));
+    }
+
+    #[test]
+    fn a_configuration_survives_saving() {
+        let config = parsed("").unwrap();
+
+        let text = toml::to_string_pretty(&config).unwrap();
+
+        assert_eq!(toml::from_str::<Config>(&text).unwrap().name, "n1");
+    }
+}

@@ -1,0 +1,11 @@
+//! Control: carries verbs out, in this region or by asking a node of the right one. The only proposer for the doors.
+//!
+//!   door ─ Verb ─▶ ControlPlane ─┬─ this region ──▶ RegionVerbs ─▶ propose, wait for the owner's report
+//!                                ├─ other region ─▶ Forward stream ─▶ RegionVerbs there
+//!                                └─ the cluster ──▶ ClusterVerbs
+
+pub mod cluster;
+pub mod forward;
+pub mod plane;
+pub mod region;
+pub mod verb;

@@ -1,0 +1,169 @@
+//! The verbs on the cluster itself: its nodes, join tokens, snapshots.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_api::access::Caller;
+use atoll_api::ids::{NodeId, RegionName};
+use atoll_api::tokens::TokenHash;
+use atoll_certs::ca::CaFingerprint;
+use atoll_certs::join_token::JoinToken;
+use atoll_consensus::group::ClusterGroup;
+use atoll_consensus::state::cluster::{
+    ClusterCommand, ClusterOutcome, ClusterRejection, ClusterState, SnapshotRecord,
+};
+use atoll_consensus::state::region::NodeHealth;
+use atoll_consensus::{Consensus, RegionGroup};
+use atoll_mesh::stream::StreamHeader;
+use serde::{Deserialize, Serialize};
+
+use super::forward::Forwarder;
+use super::region::unavailable;
+use super::verb::*;
+use crate::clock::now_ms;
+
+const JOIN_TTL_S_MAX: u64 = 7 * 24 * 3600;
+const JOIN_USES_MAX: u32 = 1000;
+/// A region that does not say how its nodes are within this is shown without it.
+const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+
+pub struct ClusterVerbs {
+    pub home: RegionName,
+    pub cluster: ClusterGroup,
+    pub region: RegionGroup,
+    pub consensus: Arc<Consensus>,
+    pub forwarder: Arc<Forwarder>,
+    /// Pinned by every join token.
+    pub ca_fingerprint: CaFingerprint,
+}
+
+/// What a region says of itself to a node of another one. Asked by a `Status` stream.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RegionStatus {
+    pub health: BTreeMap<NodeId, NodeHealth>,
+    pub sandboxes: BTreeMap<NodeId, u32>,
+    pub groups: Vec<GroupStatusView>,
+}
+
+impl ClusterVerbs {
+    pub async fn perform(&self, caller: &Caller, verb: Verb) -> Result<VerbAnswer, VerbError> {
+        match verb {
+            Verb::ListSnapshots => {
+                self.cluster.linearize().await.map_err(unavailable)?;
+                let snapshots = |state: &ClusterState| {
+                    state.snapshots.iter().map(|(name, record)| (name.clone(), record.clone())).collect()
+                };
+                Ok(VerbAnswer::Snapshots(self.cluster.read(snapshots)))
+            }
+            Verb::GetSnapshot { id_or_name } => {
+                self.cluster.linearize().await.map_err(unavailable)?;
+                let found = self.cluster.read(|state| snapshot_by_reference(state, &id_or_name));
+                let found =
+                    found.ok_or_else(|| VerbError::NotFound(format!("Snapshot {id_or_name} not found")))?;
+                Ok(VerbAnswer::Snapshots(vec![found]))
+            }
+            Verb::ClusterStatus => self.status().await,
+            Verb::CreateJoinToken { ttl_s, uses } => {
+                self.administrator(caller)?;
+                self.create_join_token(ttl_s, uses).await
+            }
+            Verb::RemoveNode { node_id } => {
+                self.administrator(caller)?;
+                self.propose(ClusterCommand::RemoveNode { node_id, now_ms: now_ms() }).await?;
+                Ok(VerbAnswer::Done)
+            }
+            _ => Err(VerbError::Internal("not a verb of the cluster".into())),
+        }
+    }
+
+    async fn create_join_token(&self, ttl_s: u64, uses: u32) -> Result<VerbAnswer, VerbError> {
+        if !(1..=JOIN_TTL_S_MAX).contains(&ttl_s) || !(1..=JOIN_USES_MAX).contains(&uses) {
+            let message = format!("ttlSeconds must be 1 to {JOIN_TTL_S_MAX} and uses 1 to {JOIN_USES_MAX}");
+            return Err(VerbError::BadRequest(message));
+        }
+        let token = JoinToken::generate(self.ca_fingerprint);
+        let expires_at_ms = now_ms() + ttl_s * 1000;
+        let token_hash: TokenHash = token.hash();
+        self.propose(ClusterCommand::CreateJoinToken { token_hash, uses, expires_at_ms, now_ms: now_ms() })
+            .await?;
+        Ok(VerbAnswer::JoinToken { token: token.reveal(), expires_at_ms })
+    }
+
+    async fn status(&self) -> Result<VerbAnswer, VerbError> {
+        let (cluster_id, nodes, regions) = self.cluster.read(|state| {
+            let id = state.identity.as_ref().map(|identity| identity.cluster_id);
+            (id, state.nodes.clone(), state.regions.keys().cloned().collect::<Vec<_>>())
+        });
+        let cluster_id = cluster_id.ok_or_else(|| VerbError::Unavailable {
+            message: "the cluster is being founded".into(),
+            retry_after_s: 1,
+        })?;
+        let mut all = self.own_status();
+        all.groups.insert(0, self.cluster.status().into());
+        let others = regions.iter().filter(|region| **region != self.home).map(|region| async {
+            let asked = self.forwarder.ask_region(region, StreamHeader::Status, &(), STATUS_DEADLINE);
+            tokio::time::timeout(STATUS_DEADLINE, asked).await.ok()?.ok()?
+        });
+        for status in futures_util::future::join_all(others).await.into_iter().flatten() {
+            let RegionStatus { health, sandboxes, groups } = status;
+            all.health.extend(health);
+            all.sandboxes.extend(sandboxes);
+            all.groups.extend(groups);
+        }
+        let nodes = nodes.into_iter().map(|(node_id, record)| NodeView {
+            node_id,
+            record,
+            health: all.health.get(&node_id).copied(),
+            sandboxes: all.sandboxes.get(&node_id).copied().unwrap_or(0),
+        });
+        Ok(VerbAnswer::Cluster(ClusterView { cluster_id, nodes: nodes.collect(), groups: all.groups }))
+    }
+
+    /// How this node's own region is, by the local replica.
+    pub fn own_status(&self) -> RegionStatus {
+        let (health, sandboxes) = self.region.read(|state| {
+            let health = state.nodes.iter().map(|(node_id, node)| (*node_id, node.health)).collect();
+            let sandboxes = state
+                .nodes
+                .keys()
+                .map(|node_id| (*node_id, state.usage(*node_id).sandboxes as u32))
+                .collect();
+            (health, sandboxes)
+        });
+        let groups = self.consensus.statuses().into_iter().filter(|group| group.name != "cluster");
+        RegionStatus { health, sandboxes, groups: groups.map(GroupStatusView::from).collect() }
+    }
+
+    fn administrator(&self, caller: &Caller) -> Result<(), VerbError> {
+        let may = self.cluster.read(|state| {
+            let mut keys = state.api_keys.values();
+            keys.any(|key| key.name == caller.key_name && key.user_id == caller.user_id && key.may_administer)
+        });
+        if may {
+            Ok(())
+        } else {
+            Err(VerbError::Forbidden("this API key may not administer the cluster".into()))
+        }
+    }
+
+    async fn propose(&self, command: ClusterCommand) -> Result<(), VerbError> {
+        match self.cluster.propose(command).await.map_err(unavailable)? {
+            ClusterOutcome::Applied => Ok(()),
+            ClusterOutcome::Rejected(ClusterRejection::NodeUnknown) => {
+                Err(VerbError::NotFound("no such node in the cluster".into()))
+            }
+            ClusterOutcome::Rejected(rejection) => Err(VerbError::Conflict(rejection.to_string())),
+        }
+    }
+}
+
+/// By name, or by the id that the API gives out.
+pub fn snapshot_by_reference(state: &ClusterState, reference: &str) -> Option<(String, SnapshotRecord)> {
+    if let Some(record) = state.snapshots.get(reference) {
+        return Some((reference.to_owned(), record.clone()));
+    }
+    let id: uuid::Uuid = reference.parse().ok()?;
+    let found = state.snapshots.iter().find(|(_, record)| record.id == id);
+    found.map(|(name, record)| (name.clone(), record.clone()))
+}

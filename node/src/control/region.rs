@@ -1,0 +1,496 @@
+//! The verbs on sandboxes of this node's own region: propose, then wait for the owner's report in the local replica.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atoll_api::access::Caller;
+use atoll_api::ids::{RegionName, SandboxId};
+use atoll_api::rest::SandboxState;
+use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
+use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
+use atoll_certs::seal::ClusterSecret;
+use atoll_consensus::group::{ClusterGroup, RegionGroup};
+use atoll_consensus::place::{PlaceRequest, place};
+use atoll_consensus::state::cluster::SnapshotRecord;
+use atoll_consensus::state::region::{
+    Cursor, Intervals, NewSandbox, RegionCommand, RegionOutcome, RegionRejection, SandboxFilter,
+    SandboxRecord,
+};
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use tracing::{info, warn};
+
+use super::plane::not_found;
+use super::verb::*;
+use crate::clock::now_ms;
+use crate::control::cluster::snapshot_by_reference;
+use crate::peers::Peers;
+use crate::rest::public_state;
+
+/// As the public API has it: a create or start answers within 30 s, whatever the state is by then.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(30);
+/// A stop takes the sandbox's own grace first.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// How often another node is looked for when one says no.
+const PLACE_ATTEMPTS_MAX: usize = 4;
+const SSH_EXPIRY_MINUTES_MAX: u64 = 60 * 24 * 30;
+const AUTO_STOP_MINUTES: u32 = 15;
+const AUTO_ARCHIVE_MINUTES: u32 = 7 * 24 * 60;
+
+pub struct RegionVerbs {
+    pub region: RegionName,
+    pub group: RegionGroup,
+    pub cluster: ClusterGroup,
+    pub secret: Arc<ClusterSecret>,
+    pub peers: Arc<Peers>,
+    pub default_snapshot: String,
+}
+
+impl RegionVerbs {
+    pub async fn perform(&self, caller: &Caller, verb: Verb) -> Result<VerbAnswer, VerbError> {
+        match verb {
+            Verb::Create(create) => self.create(caller, create).await,
+            Verb::Get { sandbox } => {
+                self.linearize().await?;
+                self.find(caller, &sandbox).map(answer)
+            }
+            Verb::List(list) => {
+                self.linearize().await?;
+                self.list(caller, list)
+            }
+            Verb::Start { sandbox } => self.start(caller, sandbox).await,
+            Verb::Stop { sandbox, force: _ } => self.stop(caller, sandbox).await,
+            Verb::Delete { sandbox } => self.delete(caller, sandbox).await,
+            Verb::SetLabels { sandbox, labels } => {
+                self.change(caller, sandbox, |sandbox_id, _| RegionCommand::SetLabels {
+                    sandbox_id,
+                    labels,
+                    now_ms: now_ms(),
+                })
+                .await
+            }
+            Verb::SetPublic { sandbox, public } => {
+                self.change(caller, sandbox, |sandbox_id, _| RegionCommand::SetPublic {
+                    sandbox_id,
+                    public,
+                    now_ms: now_ms(),
+                })
+                .await
+            }
+            Verb::SetIntervals { sandbox, change } => {
+                self.change(caller, sandbox, |sandbox_id, record| RegionCommand::SetIntervals {
+                    sandbox_id,
+                    intervals: changed_intervals(record, change),
+                    now_ms: now_ms(),
+                })
+                .await
+            }
+            Verb::PreviewToken { sandbox, port } => {
+                let view = self.found(caller, &sandbox).await?;
+                let token = PreviewToken::derive(self.secret.reveal(), view.sandbox_id);
+                Ok(VerbAnswer::PreviewToken {
+                    sandbox_id: view.sandbox_id,
+                    port,
+                    token: token.reveal().to_owned(),
+                })
+            }
+            Verb::SignPreview { sandbox, port, expires_in_s } => {
+                self.sign_preview(caller, sandbox, port, expires_in_s).await
+            }
+            Verb::ExpirePreview { sandbox, port, token } => {
+                let view = self.found(caller, &sandbox).await?;
+                let token: SignedPreviewToken = token.parse().map_err(bad_request)?;
+                self.propose(RegionCommand::RevokePreviewToken {
+                    sandbox_id: view.sandbox_id,
+                    port,
+                    token_hash: token.hash(),
+                })
+                .await?;
+                Ok(VerbAnswer::Done)
+            }
+            Verb::IssueSsh { sandbox, expires_in_minutes } => {
+                self.issue_ssh(caller, sandbox, expires_in_minutes).await
+            }
+            Verb::RevokeSsh { sandbox, token } => {
+                let token_hash = match token {
+                    Some(token) => Some(token.parse::<SshToken>().map_err(bad_request)?.hash()),
+                    None => None,
+                };
+                self.change(caller, sandbox, |sandbox_id, _| RegionCommand::RevokeSshTokens {
+                    sandbox_id,
+                    token_hash,
+                })
+                .await
+            }
+            Verb::ValidateSsh { token } => self.validate_ssh(caller, &token).await,
+            Verb::Touch { sandbox } => self.found(caller, &sandbox).await.map(|_| VerbAnswer::Done),
+            Verb::ListSnapshots
+            | Verb::GetSnapshot { .. }
+            | Verb::ClusterStatus
+            | Verb::CreateJoinToken { .. }
+            | Verb::RemoveNode { .. } => Err(VerbError::Internal("not a verb of a region".into())),
+        }
+    }
+
+    async fn create(&self, caller: &Caller, create: CreateSandbox) -> Result<VerbAnswer, VerbError> {
+        let (snapshot_name, snapshot) = self.snapshot(create.snapshot.as_deref()).await?;
+        let ordinal = self.group.read(|state| state.ordinal).ok_or_else(|| VerbError::Unavailable {
+            message: format!("region {} is being founded", self.region),
+            retry_after_s: 1,
+        })?;
+        let sandbox_id = SandboxId::new(ordinal, rand::random());
+        let spec = spec_of(&create, snapshot_name, snapshot);
+        let new = NewSandbox {
+            organization_id: caller.organization_id,
+            name: create.name.unwrap_or_else(|| sandbox_id.to_string()),
+            labels: create.labels,
+            public: create.public,
+            intervals: Intervals {
+                auto_stop_minutes: create.auto_stop_minutes.unwrap_or(AUTO_STOP_MINUTES),
+                auto_archive_minutes: create.auto_archive_minutes.unwrap_or(AUTO_ARCHIVE_MINUTES),
+                auto_delete_minutes: create.auto_delete_minutes.unwrap_or(-1),
+            },
+            preview_token_hash: PreviewToken::derive(self.secret.reveal(), sandbox_id).hash(),
+            node_id: self.peers.me(),
+            spec,
+        };
+        self.place_new(sandbox_id, new).await?;
+        let view = self.settled(sandbox_id, SETTLE_DEADLINE, |record| {
+            matches!(record.phase, Phase::Running | Phase::Failed { .. })
+        });
+        let view = view
+            .await?
+            .ok_or_else(|| VerbError::Conflict(format!("sandbox {sandbox_id} was deleted meanwhile")))?;
+        info!(%sandbox_id, node_id = %view.record.placement.node_id, phase = ?view.record.phase, "created");
+        Ok(answer(view))
+    }
+
+    /// Proposes placements until one is accepted. The log judges; this only looks again when it said no.
+    async fn place_new(&self, sandbox_id: SandboxId, mut new: NewSandbox) -> Result<(), VerbError> {
+        let mut refused = BTreeSet::new();
+        for _ in 0..PLACE_ATTEMPTS_MAX {
+            let request = PlaceRequest {
+                resources: new.spec.resources,
+                asking_node_id: self.peers.me(),
+                refused_by: &refused,
+                random: rand::random(),
+            };
+            let loads = self.peers.loads();
+            let node_id = self
+                .cluster
+                .read(|cluster| self.group.read(|region| place(cluster, region, &loads, &request)))
+                .map_err(|why_not| VerbError::NoRoom(why_not.to_string()))?;
+            new.node_id = node_id;
+            let command =
+                RegionCommand::CreateSandbox { sandbox_id, sandbox: Box::new(new.clone()), now_ms: now_ms() };
+            match self.group.propose(command).await.map_err(unavailable)? {
+                RegionOutcome::Applied => return Ok(()),
+                RegionOutcome::Rejected(
+                    rejection @ (RegionRejection::NodeNotReady
+                    | RegionRejection::NoRoom
+                    | RegionRejection::NodeUnknown),
+                ) => {
+                    warn!(%sandbox_id, %node_id, %rejection, "placement refused, looking again");
+                    refused.insert(node_id);
+                }
+                RegionOutcome::Rejected(rejection) => return Err(rejected(rejection)),
+            }
+        }
+        Err(VerbError::NoRoom(format!("{PLACE_ATTEMPTS_MAX} nodes refused the sandbox in turn; try again")))
+    }
+
+    async fn start(&self, caller: &Caller, sandbox: SandboxReference) -> Result<VerbAnswer, VerbError> {
+        let view = self.found(caller, &sandbox).await?;
+        if view.record.phase == Phase::Lost {
+            return Err(VerbError::Unavailable {
+                message: "the sandbox's node cannot be reached; it can be started when the node is back"
+                    .into(),
+                retry_after_s: 5,
+            });
+        }
+        if !(view.record.phase == Phase::Running && view.record.desired == Desired::Running) {
+            self.wish(view.sandbox_id, Desired::Running).await?;
+        }
+        let settled = self
+            .settled(view.sandbox_id, SETTLE_DEADLINE, |record| {
+                matches!(record.phase, Phase::Running | Phase::Failed { .. } | Phase::Lost)
+            })
+            .await?;
+        settled.map(answer).ok_or_else(|| not_found(&sandbox))
+    }
+
+    async fn stop(&self, caller: &Caller, sandbox: SandboxReference) -> Result<VerbAnswer, VerbError> {
+        let view = self.found(caller, &sandbox).await?;
+        self.wish(view.sandbox_id, Desired::Stopped).await?;
+        let settled = self
+            .settled(view.sandbox_id, STOP_DEADLINE, |record| {
+                matches!(record.phase, Phase::Stopped | Phase::Failed { .. } | Phase::Lost)
+            })
+            .await?;
+        // An ephemeral sandbox is gone once it is stopped: the caller sees it as it was, deleted.
+        Ok(answer(settled.unwrap_or_else(|| deleted(view))))
+    }
+
+    async fn delete(&self, caller: &Caller, sandbox: SandboxReference) -> Result<VerbAnswer, VerbError> {
+        let view = self.found(caller, &sandbox).await?;
+        self.wish(view.sandbox_id, Desired::Deleted).await?;
+        info!(sandbox_id = %view.sandbox_id, "deleted");
+        Ok(answer(deleted(view)))
+    }
+
+    async fn wish(&self, sandbox_id: SandboxId, desired: Desired) -> Result<(), VerbError> {
+        self.propose(RegionCommand::SetDesired { sandbox_id, desired, now_ms: now_ms() }).await
+    }
+
+    /// A change of the record that needs nothing from the owner.
+    async fn change(
+        &self,
+        caller: &Caller,
+        sandbox: SandboxReference,
+        command: impl FnOnce(SandboxId, &SandboxRecord) -> RegionCommand,
+    ) -> Result<VerbAnswer, VerbError> {
+        let view = self.found(caller, &sandbox).await?;
+        self.propose(command(view.sandbox_id, &view.record)).await?;
+        self.linearize().await?;
+        self.find(caller, &SandboxReference::Id(view.sandbox_id)).map(answer)
+    }
+
+    async fn sign_preview(
+        &self,
+        caller: &Caller,
+        sandbox: SandboxReference,
+        port: u16,
+        expires_in_s: u64,
+    ) -> Result<VerbAnswer, VerbError> {
+        let view = self.found(caller, &sandbox).await?;
+        let token = SignedPreviewToken::from_random(view.sandbox_id.region(), rand::random());
+        self.propose(RegionCommand::IssuePreviewToken {
+            token_hash: token.hash(),
+            sandbox_id: view.sandbox_id,
+            port,
+            expires_at_ms: now_ms() + expires_in_s * 1000,
+        })
+        .await?;
+        Ok(VerbAnswer::SignedPreview { sandbox_id: view.sandbox_id, port, token: token.reveal().to_owned() })
+    }
+
+    async fn issue_ssh(
+        &self,
+        caller: &Caller,
+        sandbox: SandboxReference,
+        expires_in_minutes: u64,
+    ) -> Result<VerbAnswer, VerbError> {
+        if !(1..=SSH_EXPIRY_MINUTES_MAX).contains(&expires_in_minutes) {
+            return Err(VerbError::BadRequest(format!(
+                "expiresInMinutes must be 1 to {SSH_EXPIRY_MINUTES_MAX}"
+            )));
+        }
+        let view = self.found(caller, &sandbox).await?;
+        let token = SshToken::from_random(view.sandbox_id.region(), rand::random());
+        let created_at_ms = now_ms();
+        let expires_at_ms = created_at_ms + expires_in_minutes * 60_000;
+        self.propose(RegionCommand::IssueSshToken {
+            token_hash: token.hash(),
+            sandbox_id: view.sandbox_id,
+            expires_at_ms,
+            now_ms: created_at_ms,
+        })
+        .await?;
+        Ok(VerbAnswer::SshAccess {
+            id: uuid::Uuid::new_v4(),
+            sandbox_id: view.sandbox_id,
+            token: token.reveal().to_owned(),
+            created_at_ms,
+            expires_at_ms,
+        })
+    }
+
+    async fn validate_ssh(&self, caller: &Caller, token: &str) -> Result<VerbAnswer, VerbError> {
+        let Ok(token) = token.parse::<SshToken>() else {
+            return Ok(VerbAnswer::SshValidity { sandbox_id: None });
+        };
+        self.linearize().await?;
+        let sandbox_id = self.group.read(|state| {
+            let grant = state.ssh_grant(token.hash(), now_ms())?;
+            let record = state.sandboxes.get(&grant.sandbox_id)?;
+            (record.organization_id == caller.organization_id).then_some(grant.sandbox_id)
+        });
+        Ok(VerbAnswer::SshValidity { sandbox_id })
+    }
+
+    fn list(&self, caller: &Caller, list: ListSandboxes) -> Result<VerbAnswer, VerbError> {
+        let after = list.cursor.as_deref().map(str::parse::<Cursor>).transpose().map_err(bad_request)?;
+        let filter = SandboxFilter {
+            id_prefix: list.id_prefix,
+            name_prefix: list.name_prefix,
+            labels: list.labels,
+            snapshots: list.snapshots,
+            with_deleted: false,
+        };
+        // A state that this system does not have matches nothing.
+        let states: BTreeSet<SandboxState> =
+            list.states.iter().filter_map(|name| state_named(name)).collect();
+        let wanted = |sandbox_id, record: &SandboxRecord| {
+            filter.matches(sandbox_id, record)
+                && (list.states.is_empty() || states.contains(&public_state(record)))
+        };
+        let (items, next_cursor) = self.group.read(|state| {
+            let page = state.list(caller.organization_id, wanted, after, list.limit as usize);
+            let items =
+                page.items.into_iter().map(|(sandbox_id, record)| self.view(sandbox_id, record)).collect();
+            (items, page.next.map(|next| next.to_string()))
+        });
+        Ok(VerbAnswer::Page(SandboxPage { items, next_cursor, unreachable_regions: Vec::new() }))
+    }
+
+    async fn snapshot(&self, name: Option<&str>) -> Result<(String, SnapshotRecord), VerbError> {
+        let name = name.unwrap_or(&self.default_snapshot);
+        let look = || self.cluster.read(|state| snapshot_by_reference(state, name));
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        // It may have been registered on another node a moment ago.
+        self.cluster.linearize().await.map_err(unavailable)?;
+        look().ok_or_else(|| VerbError::NotFound(format!("Snapshot {name} not found")))
+    }
+
+    async fn found(&self, caller: &Caller, sandbox: &SandboxReference) -> Result<SandboxView, VerbError> {
+        self.linearize().await?;
+        self.find(caller, sandbox)
+    }
+
+    fn find(&self, caller: &Caller, sandbox: &SandboxReference) -> Result<SandboxView, VerbError> {
+        self.group
+            .read(|state| {
+                let sandbox_id = match sandbox {
+                    SandboxReference::Id(id) => *id,
+                    SandboxReference::Name(name) => *state.names.get(&caller.organization_id)?.get(name)?,
+                };
+                let record = state.sandboxes.get(&sandbox_id)?;
+                let theirs =
+                    record.organization_id == caller.organization_id && record.desired != Desired::Deleted;
+                theirs.then(|| self.view(sandbox_id, record))
+            })
+            .ok_or_else(|| not_found(sandbox))
+    }
+
+    /// Waits in the local replica; on the deadline the sandbox is answered as it is by then. `None`: it is gone.
+    async fn settled(
+        &self,
+        sandbox_id: SandboxId,
+        deadline: Duration,
+        settled: impl Fn(&SandboxRecord) -> bool,
+    ) -> Result<Option<SandboxView>, VerbError> {
+        self.linearize().await?;
+        let until = Instant::now() + deadline;
+        let mut changes = self.group.changes();
+        loop {
+            changes.borrow_and_update();
+            let seen = self.group.read(|state| {
+                let record = state.sandboxes.get(&sandbox_id)?;
+                (record.desired != Desired::Deleted).then(|| (settled(record), self.view(sandbox_id, record)))
+            });
+            match seen {
+                None => return Ok(None),
+                Some((true, view)) => return Ok(Some(view)),
+                Some((false, view)) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    match tokio::time::timeout(left, changes.changed()).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => {
+                            return Err(VerbError::Unavailable {
+                                message: "node is stopping".into(),
+                                retry_after_s: 1,
+                            });
+                        }
+                        Err(_) => return Ok(Some(view)),
+                    }
+                }
+            }
+        }
+    }
+
+    fn view(&self, sandbox_id: SandboxId, record: &SandboxRecord) -> SandboxView {
+        SandboxView {
+            sandbox_id,
+            region: self.region.clone(),
+            record: record.clone(),
+            last_activity_at_ms: record.updated_at_ms,
+        }
+    }
+
+    async fn propose(&self, command: RegionCommand) -> Result<(), VerbError> {
+        match self.group.propose(command).await.map_err(unavailable)? {
+            RegionOutcome::Applied => Ok(()),
+            RegionOutcome::Rejected(rejection) => Err(rejected(rejection)),
+        }
+    }
+
+    async fn linearize(&self) -> Result<(), VerbError> {
+        self.group.linearize().await.map_err(unavailable)
+    }
+}
+
+fn spec_of(create: &CreateSandbox, snapshot_name: String, snapshot: SnapshotRecord) -> SandboxSpec {
+    let default = snapshot.default_resources;
+    SandboxSpec {
+        snapshot: snapshot_name,
+        image: snapshot.image,
+        user: create.user.clone().unwrap_or(snapshot.default_user),
+        env: create.env.clone(),
+        entrypoint: snapshot.entrypoint,
+        resources: Resources {
+            cpu: create.cpu.unwrap_or(default.cpu),
+            memory_gib: create.memory_gib.unwrap_or(default.memory_gib),
+            disk_gib: create.disk_gib.unwrap_or(default.disk_gib),
+        },
+        network_block_all: create.network_block_all,
+        allow_sudo: snapshot.allow_sudo,
+    }
+}
+
+fn changed_intervals(record: &SandboxRecord, change: IntervalChange) -> Intervals {
+    let mut intervals = Intervals {
+        auto_stop_minutes: record.auto_stop_minutes,
+        auto_archive_minutes: record.auto_archive_minutes,
+        auto_delete_minutes: record.auto_delete_minutes,
+    };
+    match change {
+        IntervalChange::AutoStopMinutes(minutes) => intervals.auto_stop_minutes = minutes,
+        IntervalChange::AutoArchiveMinutes(minutes) => intervals.auto_archive_minutes = minutes,
+        IntervalChange::AutoDeleteMinutes(minutes) => intervals.auto_delete_minutes = minutes,
+    }
+    intervals
+}
+
+fn state_named(name: &str) -> Option<SandboxState> {
+    SandboxState::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(name)).ok()
+}
+
+fn deleted(mut view: SandboxView) -> SandboxView {
+    view.record.desired = Desired::Deleted;
+    view
+}
+
+fn answer(view: SandboxView) -> VerbAnswer {
+    VerbAnswer::Sandbox(Box::new(view))
+}
+
+fn bad_request(error: impl std::fmt::Display) -> VerbError {
+    VerbError::BadRequest(error.to_string())
+}
+
+pub fn unavailable(error: atoll_consensus::group::GroupError) -> VerbError {
+    VerbError::Unavailable { message: error.to_string(), retry_after_s: 1 }
+}
+
+fn rejected(rejection: RegionRejection) -> VerbError {
+    let message = rejection.to_string();
+    match rejection {
+        RegionRejection::NotFound => VerbError::NotFound(message),
+        RegionRejection::NameTaken(_) | RegionRejection::Deleting => VerbError::Conflict(message),
+        RegionRejection::NoRoom | RegionRejection::NodeNotReady => VerbError::NoRoom(message),
+        other => VerbError::Internal(other.to_string()),
+    }
+}

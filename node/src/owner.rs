@@ -1,0 +1,104 @@
+//! This node as an owner: hands the region's decisions to the runner, and the runner's reports to the region.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_api::ids::NodeId;
+use atoll_api::sandbox::Placement;
+use atoll_consensus::group::RegionGroup;
+use atoll_consensus::state::region::{RegionCommand, RegionOutcome};
+use atoll_runner::{Assignment, Report, ReportKind, RunnerHandle};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::clock::now_ms;
+
+/// The wanted list is given again even when nothing changed: a lost change may delay, never lose.
+const TICK: Duration = Duration::from_secs(2);
+/// Reports being decided at once. More wait in the runner's bounded channel.
+const REPORTS_IN_FLIGHT_MAX: usize = 256;
+
+pub struct Owner {
+    pub me: NodeId,
+    pub region: RegionGroup,
+    pub runner: RunnerHandle,
+}
+
+impl Owner {
+    /// Tells the runner what this node should run, on every change of the replica and on a tick.
+    pub async fn follow_placements(self: Arc<Self>, cancel: CancellationToken) {
+        let mut changes = self.region.changes();
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                _ = cancel.cancelled() => return,
+                _ = tick.tick() => {}
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            changes.borrow_and_update();
+            if let Some(wanted) = self.wanted() {
+                self.runner.set_wanted(wanted);
+            }
+        }
+    }
+
+    /// `None` until the replica has its region's first entry: an empty list would have everything removed.
+    fn wanted(&self) -> Option<Vec<Assignment>> {
+        self.region.read(|state| {
+            state.ordinal?;
+            // A node that the region has never heard of owns nothing yet, and must not clean up on that ground.
+            state.nodes.get(&self.me)?;
+            let assignment =
+                |(sandbox_id, record): (_, &atoll_consensus::state::region::SandboxRecord)| Assignment {
+                    sandbox_id,
+                    generation: record.placement.generation,
+                    spec: Arc::new(record.spec.clone()),
+                    desired: record.desired,
+                    desired_version: record.desired_version,
+                    phase: record.phase.clone(),
+                };
+            Some(state.assignments(self.me).map(assignment).collect())
+        })
+    }
+
+    /// Proposes what the runner reports. What cannot be decided now is reported again on the runner's tick.
+    pub async fn propose_reports(
+        self: Arc<Self>,
+        mut reports: mpsc::Receiver<Report>,
+        cancel: CancellationToken,
+    ) {
+        let mut in_flight = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                _ = cancel.cancelled() => return,
+                Some(()) = in_flight.next() => {}
+                report = reports.recv(), if in_flight.len() < REPORTS_IN_FLIGHT_MAX => match report {
+                    Some(report) => in_flight.push(self.propose(report)),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn propose(&self, report: Report) {
+        let Report { sandbox_id, generation, desired_version, kind } = report;
+        let placement = Placement { node_id: self.me, generation };
+        let command = match kind {
+            ReportKind::Phase(phase) => {
+                RegionCommand::ReportPhase { sandbox_id, placement, desired_version, phase, now_ms: now_ms() }
+            }
+            ReportKind::Deleted => RegionCommand::ReportDeleted { sandbox_id, placement },
+        };
+        match self.region.propose(command).await {
+            Ok(RegionOutcome::Applied) => {}
+            Ok(RegionOutcome::Rejected(rejection)) => {
+                debug!(%sandbox_id, %generation, %rejection, "report not taken")
+            }
+            Err(error) => {
+                warn!(%sandbox_id, %generation, %error, "report not delivered, it will be sent again")
+            }
+        }
+    }
+}

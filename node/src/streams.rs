@@ -1,0 +1,70 @@
+//! Serves the streams that peers open: looks at the header, hands the stream to whom it concerns.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+
+use async_trait::async_trait;
+use atoll_api::ids::NodeId;
+use atoll_consensus::Consensus;
+use atoll_mesh::dial::ByteStream;
+use atoll_mesh::link::StreamHandler;
+use atoll_mesh::stream::StreamHeader;
+use atoll_runner::RunnerHandle;
+use tracing::{Instrument, debug, info_span};
+
+use crate::control::forward::{serve_forward, serve_status};
+use crate::control::plane::ControlPlane;
+use crate::directory::MeshDirectory;
+use crate::heartbeat::serve_heartbeat;
+use crate::peers::Peers;
+use crate::tunnel::serve_tunnel;
+
+/// Raft must be answered before the rest of the node exists, since the rest waits for the first replica.
+pub struct Streams {
+    pub consensus: Arc<Consensus>,
+    pub peers: Arc<Peers>,
+    pub services: OnceLock<Services>,
+}
+
+pub struct Services {
+    pub control: Arc<ControlPlane>,
+    pub directory: Arc<MeshDirectory>,
+    pub runner: RunnerHandle,
+}
+
+#[async_trait]
+impl StreamHandler for Streams {
+    async fn handle(&self, peer: NodeId, header: StreamHeader, stream: ByteStream) {
+        let span = info_span!("stream", %peer);
+        let result = self.dispatch(peer, header, stream).instrument(span).await;
+        if let Err(error) = result {
+            debug!(%peer, %error, "stream ended with an error");
+        }
+    }
+}
+
+impl Streams {
+    async fn dispatch(&self, peer: NodeId, header: StreamHeader, stream: ByteStream) -> anyhow::Result<()> {
+        match header {
+            StreamHeader::Raft { .. } | StreamHeader::RaftSnapshot { .. } | StreamHeader::Propose { .. } => {
+                self.consensus.serve(peer, header, stream).await;
+                Ok(())
+            }
+            StreamHeader::Heartbeat => serve_heartbeat(&self.peers, peer, stream).await,
+            StreamHeader::Tunnel { sandbox_id, generation, target, request_id } => {
+                let runner = &self.services()?.runner;
+                serve_tunnel(runner, peer, sandbox_id, generation, target, request_id, stream).await
+            }
+            StreamHeader::Forward { request_id } => {
+                let span = info_span!("forward", %request_id);
+                serve_forward(&self.services()?.control, stream).instrument(span).await
+            }
+            StreamHeader::Locate => self.services()?.directory.serve_locate(stream).await,
+            StreamHeader::Status => serve_status(&self.services()?.control, stream).await,
+        }
+    }
+
+    fn services(&self) -> anyhow::Result<&Services> {
+        self.services.get().ok_or_else(|| anyhow::anyhow!("this node is still starting"))
+    }
+}

@@ -1,0 +1,46 @@
+//! The unmodified public SDKs, one story each, against three different nodes.
+
+use std::process::Command;
+
+use crate::Rule;
+use crate::world::World;
+
+pub const RULES: &[Rule] = &[
+    ("the_python_sdk_runs_its_story_over_three_nodes", python),
+    ("the_npm_sdk_runs_its_story_over_three_nodes", npm),
+];
+
+fn python(world: &World) {
+    let Some(python) = provided("ATOLL_PYTHON") else { return };
+    story(world, Command::new(python).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/story.py")));
+}
+
+fn npm(world: &World) {
+    if provided("ATOLL_NODE_MODULES").is_none() {
+        return;
+    }
+    story(world, Command::new("node").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/story.mjs")));
+}
+
+fn story(world: &World, command: &mut Command) {
+    let node = |index: usize| &world.cluster.node(index).http;
+    command.arg(&world.cluster.ready.api_key).args([node(0), node(1), node(2)]);
+    let output = command.output().expect("the interpreter runs");
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && said.contains("STORY COMPLETE"),
+        "{}\n{said}\n{complained}",
+        output.status
+    );
+}
+
+/// What `deploy/test.sh` installs. Missing elsewhere is said loudly, and is a failure where everything is required.
+fn provided(name: &str) -> Option<String> {
+    let value = std::env::var(name).ok();
+    if value.is_none() {
+        assert!(std::env::var_os("ATOLL_TESTS_REQUIRE_ALL").is_none(), "{name} is not set");
+        eprintln!("SKIPPED: {name} is not set; run deploy/test.sh");
+    }
+    value
+}
