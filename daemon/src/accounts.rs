@@ -50,14 +50,16 @@ impl Accounts {
             Some(entry) => entry.account(),
             None => {
                 let uid: u32 = user.parse().map_err(|_| AccountError::UnknownUser(user.to_owned()))?;
-                self.users().find(|entry| entry.uid == uid).map(|entry| entry.account()).unwrap_or_else(|| Account {
-                    name: uid.to_string(),
-                    uid,
-                    gid: if uid == 0 { 0 } else { uid },
-                    groups: Vec::new(),
-                    home: PathBuf::from("/"),
-                    shell: None,
-                })
+                self.users().find(|entry| entry.uid == uid).map(|entry| entry.account()).unwrap_or_else(
+                    || Account {
+                        name: uid.to_string(),
+                        uid,
+                        gid: if uid == 0 { 0 } else { uid },
+                        groups: Vec::new(),
+                        home: PathBuf::from("/"),
+                        shell: None,
+                    },
+                )
             }
         };
         if let Some(group) = group.filter(|group| !group.is_empty()) {
@@ -74,11 +76,15 @@ impl Accounts {
 
     /// The name, or the number when nobody has it.
     pub fn user_name(&self, uid: u32) -> String {
-        self.users().find(|entry| entry.uid == uid).map_or_else(|| uid.to_string(), |entry| entry.name.to_owned())
+        self.users()
+            .find(|entry| entry.uid == uid)
+            .map_or_else(|| uid.to_string(), |entry| entry.name.to_owned())
     }
 
     pub fn group_name(&self, gid: u32) -> String {
-        self.groups().find(|(_, id, _)| *id == gid).map_or_else(|| gid.to_string(), |(name, _, _)| name.to_owned())
+        self.groups()
+            .find(|(_, id, _)| *id == gid)
+            .map_or_else(|| gid.to_string(), |(name, _, _)| name.to_owned())
     }
 
     pub fn uid_of(&self, name_or_id: &str) -> Option<u32> {

@@ -60,7 +60,9 @@ impl Options {
             match flag.as_str() {
                 "--config" => options.config = value.into(),
                 "--hello" => options.hello = value.into(),
-                "--listen" => options.listen = value.parse().map_err(|_| format!("not an address: {value}"))?,
+                "--listen" => {
+                    options.listen = value.parse().map_err(|_| format!("not an address: {value}"))?
+                }
                 "--accounts-dir" => options.accounts_dir = value.into(),
                 "--state-dir" => options.state_dir = value.into(),
                 _ => return Err(format!("unknown flag {flag}")),
@@ -80,7 +82,8 @@ pub fn run(options: Options) -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
     protect_from_the_oom_killer();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("become the reaper of orphans")?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .context("become the reaper of orphans")?;
 
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -120,7 +123,8 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
         options.state_dir,
     )?);
 
-    let listener = TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
+    let listener =
+        TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
     daemon.listening_on(listener.local_addr().context("read the listening address")?.port());
     if !config.entrypoint.is_empty() {
         daemon.start_entrypoint(&config.entrypoint).await;
@@ -134,7 +138,10 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
 
     let served = async {
         // The port queues connections from the moment it is bound; hello may overtake the accept loop, but never the port.
-        let (_, never) = tokio::join!(say_hello(&options.hello, &hello), gate::serve(listener, &config.secret, routes::router(daemon.clone())));
+        let (_, never) = tokio::join!(
+            say_hello(&options.hello, &hello),
+            gate::serve(listener, &config.secret, routes::router(daemon.clone()))
+        );
         match never {}
     };
     tokio::select! {
@@ -148,7 +155,8 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
 }
 
 fn read_config(options: &Options) -> Result<DaemonConfig> {
-    let text = std::fs::read(&options.config).with_context(|| format!("read {}", options.config.display()))?;
+    let text =
+        std::fs::read(&options.config).with_context(|| format!("read {}", options.config.display()))?;
     let config: DaemonConfig =
         serde_json::from_slice(&text).with_context(|| format!("parse {}", options.config.display()))?;
     let is_secret = config.secret.len() == 64 && config.secret.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -191,7 +199,9 @@ async fn asked_to_stop(signals: &AsyncFd<SignalFd>) -> u32 {
         let Ok(mut ready) = signals.readable().await else { return 0 };
         match signals.get_ref().read_signal() {
             Ok(Some(info)) if !is_init || info.ssi_pid == 0 => return info.ssi_signo,
-            Ok(Some(info)) => tracing::warn!(from = info.ssi_pid, "a process in the sandbox asked the daemon to stop"),
+            Ok(Some(info)) => {
+                tracing::warn!(from = info.ssi_pid, "a process in the sandbox asked the daemon to stop")
+            }
             Ok(None) | Err(_) => ready.clear_ready(),
         }
     }

@@ -29,7 +29,8 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 const OUTPUT_FRAMES_MAX: usize = 4;
 
 pub async fn open(State(daemon): State<Arc<Daemon>>, mut request: Request) -> Result<Response, ApiError> {
-    let asked = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let asked =
+        request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !asked.eq_ignore_ascii_case(CHANNEL_UPGRADE) {
         return Err(ApiError::bad_request(format!("this route needs Upgrade: {CHANNEL_UPGRADE}")));
     }
@@ -57,7 +58,9 @@ async fn serve(stream: TokioIo<hyper::upgrade::Upgraded>, daemon: &Daemon) {
             Err(_) => Err("no open frame in time".to_owned()),
             Ok(Err(reason)) => Err(reason),
             Ok(Ok(open)) => match &open.program {
-                ChannelProgram::Connect { host, port } => tunnel::run(host, *port, &mut frames, &output).await,
+                ChannelProgram::Connect { host, port } => {
+                    tunnel::run(host, *port, &mut frames, &output).await
+                }
                 _ => program::run(daemon, &open, &mut frames, &output).await,
             },
         };
@@ -70,7 +73,9 @@ async fn serve(stream: TokioIo<hyper::upgrade::Upgraded>, daemon: &Daemon) {
     tokio::join!(conversation, write_frames(writer, waiting));
 }
 
-async fn read_open<R: tokio::io::AsyncRead + Unpin>(frames: &mut FrameReader<R>) -> Result<ChannelOpen, String> {
+async fn read_open<R: tokio::io::AsyncRead + Unpin>(
+    frames: &mut FrameReader<R>,
+) -> Result<ChannelOpen, String> {
     match frames.next().await {
         Ok(Some(Frame { kind: FrameKind::Open, payload })) => {
             serde_json::from_slice(&payload).map_err(|error| format!("malformed open frame: {error}"))

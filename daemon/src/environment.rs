@@ -36,7 +36,9 @@ impl Environment {
         let mut variables: Variables =
             DEFAULTS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         // Variables that are not UTF-8 can't be named by any caller; they are left out.
-        variables.extend(image.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))));
+        variables.extend(
+            image.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+        );
         variables.insert("HOME".into(), account.home.to_string_lossy().into_owned());
         variables.insert("USER".into(), account.name.clone());
         variables.insert("LOGNAME".into(), account.name.clone());
@@ -77,7 +79,10 @@ impl Environment {
 
 /// The first name or value that no process could be given.
 pub fn first_invalid(variables: &HashMap<String, String>) -> Option<&str> {
-    variables.iter().find(|(name, value)| !is_identifier(name) || value.contains('\0')).map(|(name, _)| name.as_str())
+    variables
+        .iter()
+        .find(|(name, value)| !is_identifier(name) || value.contains('\0'))
+        .map(|(name, _)| name.as_str())
 }
 
 pub fn is_identifier(name: &str) -> bool {
@@ -99,7 +104,8 @@ mod tests {
             home: "/home/u".into(),
             shell: None,
         };
-        let image = [("PATH", "/image"), ("HOME", "/root"), ("A", "image")].map(|(n, v)| (n.into(), v.into()));
+        let image =
+            [("PATH", "/image"), ("HOME", "/root"), ("A", "image")].map(|(n, v)| (n.into(), v.into()));
         let sandbox = [("A".to_owned(), "sandbox".to_owned())].into();
         Environment::new(image.into_iter(), &account, "/bin/sh", &sandbox)
     }
@@ -124,7 +130,8 @@ mod tests {
     #[test]
     fn an_update_removes_by_name_and_by_value_before_it_sets() {
         let environment = environment();
-        let set: Variables = [("S1".to_owned(), "secret-1".to_owned()), ("S2".to_owned(), "secret-2".to_owned())].into();
+        let set: Variables =
+            [("S1".to_owned(), "secret-1".to_owned()), ("S2".to_owned(), "secret-2".to_owned())].into();
         environment.update(Update { set, unset: vec![], unset_value_prefix: None });
 
         environment.update(Update {

@@ -69,9 +69,8 @@ impl ApiError {
             NotFound => ApiError::file_not_found(format!("no such file or directory: {path}")),
             PermissionDenied | ReadOnlyFilesystem => ApiError::file_access_denied(format!("{error}: {path}")),
             AlreadyExists => ApiError::conflict(format!("already exists: {path}")),
-            NotADirectory | IsADirectory | InvalidInput | InvalidFilename | InvalidData | DirectoryNotEmpty => {
-                ApiError::invalid_path(format!("{error}: {path}"))
-            }
+            NotADirectory | IsADirectory | InvalidInput | InvalidFilename | InvalidData
+            | DirectoryNotEmpty => ApiError::invalid_path(format!("{error}: {path}")),
             StorageFull | QuotaExceeded | FileTooLarge => ApiError::unprocessable(format!("{error}: {path}")),
             _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
                 ApiError::invalid_path(format!("{error}: {path}"))
@@ -155,10 +154,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
         if declared > JSON_BYTES_MAX as u64 {
             return Err(ApiError::too_large(format!("a JSON body may have at most {JSON_BYTES_MAX} bytes")));
         }
-        let bytes = axum::body::to_bytes(request.into_body(), JSON_BYTES_MAX)
-            .await
-            .map_err(|_| ApiError::too_large(format!("a JSON body may have at most {JSON_BYTES_MAX} bytes")))?;
-        serde_json::from_slice(&bytes).map(JsonBody).map_err(|error| ApiError::invalid_body(error.to_string()))
+        let bytes = axum::body::to_bytes(request.into_body(), JSON_BYTES_MAX).await.map_err(|_| {
+            ApiError::too_large(format!("a JSON body may have at most {JSON_BYTES_MAX} bytes"))
+        })?;
+        serde_json::from_slice(&bytes)
+            .map(JsonBody)
+            .map_err(|error| ApiError::invalid_body(error.to_string()))
     }
 }
 

@@ -53,7 +53,8 @@ fn base_name(path: &Path) -> String {
 
 /// `/` by any spelling without symlinks.
 fn is_root(path: &Path) -> bool {
-    path.components().all(|component| matches!(component, Component::RootDir | Component::CurDir | Component::ParentDir))
+    path.components()
+        .all(|component| matches!(component, Component::RootDir | Component::CurDir | Component::ParentDir))
 }
 
 fn parse_mode(mode: &str) -> Result<u32, ApiError> {

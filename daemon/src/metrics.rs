@@ -56,7 +56,8 @@ impl Sampler {
             None => 0.0,
             Some(sample) if now - sample.at < WINDOW_MIN => return sample.used_pct,
             Some(sample) => {
-                let share = used.saturating_sub(sample.cpu_used).as_secs_f64() / (now - sample.at).as_secs_f64();
+                let share =
+                    used.saturating_sub(sample.cpu_used).as_secs_f64() / (now - sample.at).as_secs_f64();
                 (share / limit * 100.0).clamp(0.0, 100.0)
             }
         };
@@ -111,7 +112,8 @@ fn memory() -> (u64, u64, u64) {
     let group = |prefix: &str, max: &str, current: &str| {
         let stat = read(format!("{prefix}.stat"))?;
         let cache = field(&stat, "file").or_else(|| field(&stat, "total_cache")).unwrap_or(0);
-        let limit = number(&format!("{prefix}.{max}")).filter(|limit| *limit < NO_LIMIT).unwrap_or(total).min(total);
+        let limit =
+            number(&format!("{prefix}.{max}")).filter(|limit| *limit < NO_LIMIT).unwrap_or(total).min(total);
         Some((limit, number(&format!("{prefix}.{current}"))?.saturating_sub(cache), cache))
     };
     group("/sys/fs/cgroup/memory", "max", "current")

@@ -93,7 +93,10 @@ pub async fn run(launcher: &Launcher, run: Run) -> Result<Ended, ApiError> {
     let (exit, collected) = match run.timeout {
         None => whole.await,
         Some(timeout) => tokio::time::timeout(timeout, whole).await.map_err(|_| {
-            ApiError::execution_timeout(format!("the command ran longer than {} s and was killed", timeout.as_secs()))
+            ApiError::execution_timeout(format!(
+                "the command ran longer than {} s and was killed",
+                timeout.as_secs()
+            ))
         })?,
     };
     kill.ended = true;
@@ -139,7 +142,8 @@ async fn next(stream: &mut Option<Stream>) -> Option<&[u8]> {
 }
 
 fn output_asked_for(headers: &HeaderMap) -> Output {
-    let split = headers.get(SPLIT_OUTPUT_HEADER).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"));
+    let split =
+        headers.get(SPLIT_OUTPUT_HEADER).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"));
     if split { Output::Split } else { Output::Merged }
 }
 
@@ -154,7 +158,9 @@ fn timeout_of(seconds: Option<i64>) -> Result<Option<Duration>, ApiError> {
     }
 }
 
-pub fn checked_envs(envs: Option<HashMap<String, String>>) -> Result<crate::environment::Variables, ApiError> {
+pub fn checked_envs(
+    envs: Option<HashMap<String, String>>,
+) -> Result<crate::environment::Variables, ApiError> {
     let envs = envs.unwrap_or_default();
     match first_invalid(&envs) {
         Some(name) => Err(ApiError::bad_request(format!("not an environment variable: {name:?}"))),

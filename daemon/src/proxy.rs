@@ -81,7 +81,8 @@ fn target(uri: &Uri) -> Result<(u16, Uri), ApiError> {
 
 /// What listens on `localhost` may listen on either.
 async fn connect(port: u16) -> Result<TcpStream, ApiError> {
-    let addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
+    let addresses =
+        [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
     match tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&addresses[..])).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(_)) | Err(_) => Err(ApiError::bad_gateway(format!("nothing answers on port {port}"))),

@@ -206,7 +206,11 @@ impl Terminals {
     }
 
     /// Starts a lazy one. A terminal that can't start is forgotten.
-    pub fn attach(self: &Arc<Self>, terminal: &Arc<Terminal>, launcher: &Launcher) -> Result<Attached, PtyError> {
+    pub fn attach(
+        self: &Arc<Self>,
+        terminal: &Arc<Terminal>,
+        launcher: &Launcher,
+    ) -> Result<Attached, PtyError> {
         self.start(terminal, launcher)?;
         terminal.attach()
     }
@@ -309,7 +313,8 @@ impl Terminal {
     }
 
     fn attach(&self) -> Result<Attached, PtyError> {
-        let input = held(&self.running).as_ref().map(|running| running.input.clone()).ok_or(PtyError::Ended)?;
+        let input =
+            held(&self.running).as_ref().map(|running| running.input.clone()).ok_or(PtyError::Ended)?;
         let mut clients = held(&self.clients);
         if clients.attached.len() >= CLIENTS_MAX {
             return Err(PtyError::TooManyClients);

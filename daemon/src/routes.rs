@@ -78,7 +78,11 @@ impl Daemon {
 
     /// Absolute paths stay; others are below the working directory; the empty one is that.
     pub fn resolve(&self, path: &str) -> PathBuf {
-        if path.is_empty() || path == "." { self.work_dir.clone() } else { self.work_dir.join(Path::new(path)) }
+        if path.is_empty() || path == "." {
+            self.work_dir.clone()
+        } else {
+            self.work_dir.join(Path::new(path))
+        }
     }
 
     /// As they are now: users come and go.
@@ -96,7 +100,9 @@ impl Daemon {
             env: self.environment.with(&Default::default()),
             cwd: self.resolve(""),
         };
-        if let Err(error) = self.sessions.start_entrypoint(&self.launcher, launch, command.join(" "), &self.workers) {
+        if let Err(error) =
+            self.sessions.start_entrypoint(&self.launcher, launch, command.join(" "), &self.workers)
+        {
             tracing::warn!(%error, program, "start the entrypoint");
         }
     }

@@ -1,6 +1,6 @@
 //! Sessions: one long-lived shell each, whose commands run one after the other and share its directory and variables.
 //!
-//!   exec ──▶ queue ──▶ shell: { . script ; } <in >out 2>err ; echo "serial $?"
+//!   exec ──▶ queue ──▶ shell: { . script ; } <in >out 2>err ; echo serial $?
 //!                          out, err: FIFOs that we read into the command's log
 //!
 //! A command is a file that the shell sources, so a heredoc or an odd quote ends with its command. Its streams are FIFOs of
@@ -136,7 +136,13 @@ impl Sessions {
     }
 
     /// The image's own command, run directly. It is a session of one command, that nobody can add to or delete.
-    pub fn start_entrypoint(&self, launcher: &Launcher, launch: Launch, text: String, workers: &Workers) -> io::Result<()> {
+    pub fn start_entrypoint(
+        &self,
+        launcher: &Launcher,
+        launch: Launch,
+        text: String,
+        workers: &Workers,
+    ) -> io::Result<()> {
         let dir = self.make_dir()?;
         let log = Arc::new(Log::create(&dir.join("output.log"), workers.clone())?);
         let running = launcher.start(launch, Input::Empty, Output::Split)?;
@@ -234,7 +240,8 @@ impl Session {
         let dir = self.dir.join(serial.to_string());
         make_passage(&dir)?;
         let account = launcher.account();
-        let command = Arc::new(Command::waiting(serial, text, dir, stdin, (account.uid, account.gid), workers)?);
+        let command =
+            Arc::new(Command::waiting(serial, text, dir, stdin, (account.uid, account.gid), workers)?);
         let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         if commands.len() >= COMMANDS_MAX
             && let Some(oldest) = commands.iter().position(|command| command.exit_code().is_some())

@@ -20,12 +20,14 @@ impl Shells {
 
     fn choose(listed: &str, account: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Shells {
         // An account closed to logins still runs commands: who calls has already been let in.
-        let account = account.filter(|shell| !shell.ends_with("nologin") && !shell.ends_with("false") && exists(shell));
+        let account =
+            account.filter(|shell| !shell.ends_with("nologin") && !shell.ends_with("false") && exists(shell));
         let named = |name: &str| {
             let lines = listed.lines().map(str::trim).filter(|line| line.starts_with('/'));
             lines.map(Path::new).find(|shell| shell.ends_with(name) && exists(shell))
         };
-        let command = named("zsh").or_else(|| named("bash")).or(account).unwrap_or(Path::new(FALLBACK)).to_owned();
+        let command =
+            named("zsh").or_else(|| named("bash")).or(account).unwrap_or(Path::new(FALLBACK)).to_owned();
         Shells { login: account.map_or_else(|| command.clone(), Path::to_owned), command }
     }
 

@@ -95,9 +95,12 @@ fn hang_up(daemon: &Daemon, leader: Pid, has_terminal: bool) {
 fn start(daemon: &Daemon, open: &ChannelOpen) -> io::Result<Program> {
     let login = daemon.shells.login();
     let mut env = daemon.environment.beneath(
-        &open.env.iter().filter(|(name, value)| crate::environment::is_identifier(name) && !value.contains('\0')).map(
-            |(name, value)| (name.clone(), value.clone()),
-        ).collect(),
+        &open
+            .env
+            .iter()
+            .filter(|(name, value)| crate::environment::is_identifier(name) && !value.contains('\0'))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
     );
     if let Some(pty) = &open.pty
         && !pty.term.is_empty()

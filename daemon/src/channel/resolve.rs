@@ -48,7 +48,9 @@ fn in_hosts(hosts: &str, host: &str) -> Vec<IpAddr> {
 }
 
 fn servers(config: &str) -> Vec<SocketAddr> {
-    let addresses = config.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok());
+    let addresses = config
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok());
     addresses.take(SERVERS_MAX).map(|address| (address, DNS_PORT).into()).collect()
 }
 

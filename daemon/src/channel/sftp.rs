@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use russh_sftp::protocol::{
-    Attrs, Data, ExtendedReply, File as NamedFile, FileAttributes, Handle, Name, OpenFlags, Packet, Status, StatusCode,
-    Version,
+    Attrs, Data, ExtendedReply, File as NamedFile, FileAttributes, Handle, Name, OpenFlags, Packet, Status,
+    StatusCode, Version,
 };
 use russh_sftp::server::{Config, Handler, StatusReply};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -35,7 +35,8 @@ const FSYNC: &str = "fsync@openssh.com";
 
 /// Until the client closes its side.
 pub fn serve_stdio() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().context("start the runtime")?;
     runtime.block_on(async {
         let input = pipe::Receiver::from_owned_fd(own(std::io::stdin())?).context("use standard input")?;
         let output = pipe::Sender::from_owned_fd(own(std::io::stdout())?).context("use standard output")?;
@@ -143,7 +144,13 @@ impl Handler for Server {
         Ok(version)
     }
 
-    async fn open(&mut self, id: u32, path: String, flags: OpenFlags, wanted: FileAttributes) -> Reply<Handle> {
+    async fn open(
+        &mut self,
+        id: u32,
+        path: String,
+        flags: OpenFlags,
+        wanted: FileAttributes,
+    ) -> Reply<Handle> {
         let mut options = OpenOptions::from(flags);
         if let Some(mode) = wanted.permissions {
             options.mode(mode & 0o7777);

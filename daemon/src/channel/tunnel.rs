@@ -22,10 +22,12 @@ pub async fn run<R: AsyncRead + Unpin>(
     output: &mpsc::Sender<Frame>,
 ) -> Result<(), String> {
     let connecting = async {
-        let addresses: Vec<_> = resolve(host).await?.into_iter().map(|address| (address, port).into()).collect();
+        let addresses: Vec<_> =
+            resolve(host).await?.into_iter().map(|address| (address, port).into()).collect();
         TcpStream::connect(&addresses[..]).await.map_err(|error| error.to_string())
     };
-    let stream = tokio::time::timeout(CONNECT_DEADLINE, connecting).await.map_err(|_| "timed out".to_owned())??;
+    let stream =
+        tokio::time::timeout(CONNECT_DEADLINE, connecting).await.map_err(|_| "timed out".to_owned())??;
     // A failure only costs time.
     let _ = stream.set_nodelay(true);
     let _ = output.send(Frame::new(FrameKind::Opened, Bytes::new())).await;

@@ -32,7 +32,8 @@ impl Download {
     pub async fn open(workers: &Workers, path: PathBuf) -> io::Result<Download> {
         let open = move || {
             // Not blocking, or a FIFO would hold a worker for ever.
-            let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+            let file =
+                OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
             let metadata = file.metadata()?;
             if metadata.is_dir() {
                 return Err(io::ErrorKind::IsADirectory.into());

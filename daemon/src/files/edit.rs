@@ -19,7 +19,10 @@ pub fn replace(path: &Path, pattern: &str, new_value: &str) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     if metadata.len() > EDIT_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {EDIT_BYTES_MAX} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("larger than {EDIT_BYTES_MAX} bytes"),
+        ));
     }
     let mut text = String::new();
     (&mut file).take(EDIT_BYTES_MAX).read_to_string(&mut text)?;

@@ -32,7 +32,11 @@ impl Glob {
                 '?' => Token::One,
                 '\\' => Token::Literal(chars.next().ok_or(BadPattern)?),
                 '[' => {
-                    let negated = if chars.next_if(|c| matches!(c, '^' | '!')).is_some() { Negated::Yes } else { Negated::No };
+                    let negated = if chars.next_if(|c| matches!(c, '^' | '!')).is_some() {
+                        Negated::Yes
+                    } else {
+                        Negated::No
+                    };
                     let mut ranges = Vec::new();
                     loop {
                         let mut low = chars.next().ok_or(BadPattern)?;

@@ -34,7 +34,8 @@ pub struct FileInfo {
 
 impl FileInfo {
     pub fn new(path: &Path, metadata: &Metadata, accounts: &Accounts) -> FileInfo {
-        let modified = OffsetDateTime::from_unix_timestamp(metadata.mtime()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+        let modified = OffsetDateTime::from_unix_timestamp(metadata.mtime())
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
             + time::Duration::nanoseconds(metadata.mtime_nsec());
         FileInfo {
             name: base_name(path),
@@ -66,10 +67,14 @@ fn mode_text(mode: u32) -> String {
         0o020000 => "Dc",
         _ => "",
     };
-    let special: String =
-        [(0o4000, 'u'), (0o2000, 'g'), (0o1000, 't')].iter().filter(|(bit, _)| mode & bit != 0).map(|(_, c)| c).collect();
+    let special: String = [(0o4000, 'u'), (0o2000, 'g'), (0o1000, 't')]
+        .iter()
+        .filter(|(bit, _)| mode & bit != 0)
+        .map(|(_, c)| c)
+        .collect();
     let permissions = (0..9).map(|at| if mode & (0o400 >> at) != 0 { b"rwxrwxrwx"[at] as char } else { '-' });
-    let prefix = if kind.is_empty() && special.is_empty() { "-".to_owned() } else { format!("{kind}{special}") };
+    let prefix =
+        if kind.is_empty() && special.is_empty() { "-".to_owned() } else { format!("{kind}{special}") };
     prefix + &permissions.collect::<String>()
 }
 

@@ -47,7 +47,10 @@ pub struct ListQuery {
     depth: Option<i64>,
 }
 
-pub async fn list(State(daemon): State<Arc<Daemon>>, Params(query): Params<ListQuery>) -> Reply<Json<Vec<FileInfo>>> {
+pub async fn list(
+    State(daemon): State<Arc<Daemon>>,
+    Params(query): Params<ListQuery>,
+) -> Reply<Json<Vec<FileInfo>>> {
     let depth = match query.depth {
         None => 1,
         Some(depth) if depth >= 1 => usize::try_from(depth).unwrap_or(usize::MAX).min(listing::DEPTH_MAX),
@@ -63,10 +66,15 @@ async fn list_dir(daemon: &Daemon, dir: PathBuf, depth: usize) -> Reply<Vec<File
     on_file(daemon, dir, move |dir| listing::list(dir, depth, &accounts)).await
 }
 
-pub async fn info(State(daemon): State<Arc<Daemon>>, Params(query): Params<PathQuery>) -> Reply<Json<FileInfo>> {
+pub async fn info(
+    State(daemon): State<Arc<Daemon>>,
+    Params(query): Params<PathQuery>,
+) -> Reply<Json<FileInfo>> {
     let accounts = daemon.accounts();
     let path = parse_path(&daemon, &query.path)?;
-    let info = on_file(&daemon, path, move |path| Ok(FileInfo::new(path, &std::fs::metadata(path)?, &accounts))).await?;
+    let info =
+        on_file(&daemon, path, move |path| Ok(FileInfo::new(path, &std::fs::metadata(path)?, &accounts)))
+            .await?;
     Ok(Json(info))
 }
 
@@ -92,7 +100,10 @@ pub struct DeleteQuery {
     recursive: Option<bool>,
 }
 
-pub async fn delete(State(daemon): State<Arc<Daemon>>, Params(query): Params<DeleteQuery>) -> Reply<StatusCode> {
+pub async fn delete(
+    State(daemon): State<Arc<Daemon>>,
+    Params(query): Params<DeleteQuery>,
+) -> Reply<StatusCode> {
     let recursive = if query.recursive == Some(true) { Recursive::Yes } else { Recursive::No };
     remove(&daemon, parse_path(&daemon, &query.path)?, recursive).await
 }
@@ -103,7 +114,9 @@ async fn remove(daemon: &Daemon, path: PathBuf, recursive: Recursive) -> Reply<S
     }
     on_file(daemon, path, move |path| {
         tree::remove(path, recursive).map_err(|error| match error.kind() {
-            io::ErrorKind::IsADirectory => io::Error::new(error.kind(), "a folder is deleted with recursive=true"),
+            io::ErrorKind::IsADirectory => {
+                io::Error::new(error.kind(), "a folder is deleted with recursive=true")
+            }
             _ => error,
         })
     })
@@ -117,7 +130,10 @@ pub struct MoveQuery {
     destination: String,
 }
 
-pub async fn rename(State(daemon): State<Arc<Daemon>>, Params(query): Params<MoveQuery>) -> Reply<StatusCode> {
+pub async fn rename(
+    State(daemon): State<Arc<Daemon>>,
+    Params(query): Params<MoveQuery>,
+) -> Reply<StatusCode> {
     let source = parse_path(&daemon, &query.source)?;
     let destination = parse_path(&daemon, &query.destination)?;
     let target = destination.clone();
@@ -146,10 +162,14 @@ pub async fn set_permissions(
     let given = |value: Option<String>| value.filter(|value| !value.is_empty());
     let mode = given(query.mode).map(|mode| parse_mode(&mode)).transpose()?;
     let owner = given(query.owner)
-        .map(|owner| accounts.uid_of(&owner).ok_or_else(|| ApiError::bad_request(format!("no user {owner:?}"))))
+        .map(|owner| {
+            accounts.uid_of(&owner).ok_or_else(|| ApiError::bad_request(format!("no user {owner:?}")))
+        })
         .transpose()?;
     let group = given(query.group)
-        .map(|group| accounts.gid_of(&group).ok_or_else(|| ApiError::bad_request(format!("no group {group:?}"))))
+        .map(|group| {
+            accounts.gid_of(&group).ok_or_else(|| ApiError::bad_request(format!("no group {group:?}")))
+        })
         .transpose()?;
     let path = parse_path(&daemon, &query.path)?;
     on_file(&daemon, path, move |path| {
@@ -187,7 +207,10 @@ pub async fn find(State(daemon): State<Arc<Daemon>>, Params(query): Params<Searc
     Ok(cut_or_not(Json(matches), ended))
 }
 
-pub async fn search(State(daemon): State<Arc<Daemon>>, Params(query): Params<SearchQuery>) -> Reply<Response> {
+pub async fn search(
+    State(daemon): State<Arc<Daemon>>,
+    Params(query): Params<SearchQuery>,
+) -> Reply<Response> {
     let glob = Glob::parse(&query.pattern).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let path = parse_path(&daemon, &query.path)?;
     let (files, ended) = on_file(&daemon, path, move |path| {
@@ -248,7 +271,10 @@ pub async fn replace(
     Ok(Json(results))
 }
 
-pub async fn download(State(daemon): State<Arc<Daemon>>, Params(query): Params<PathQuery>) -> Reply<Response> {
+pub async fn download(
+    State(daemon): State<Arc<Daemon>>,
+    Params(query): Params<PathQuery>,
+) -> Reply<Response> {
     send(&daemon, parse_path(&daemon, &query.path)?).await
 }
 
@@ -302,7 +328,11 @@ async fn receive(daemon: &Daemon, path: PathBuf, request: Request) -> Reply<Uplo
         };
         store(daemon, path, &shown, Box::pin(field.map_err(broken_multipart))).await?;
     }
-    Ok(Uploaded { name: shown.rsplit('/').next().unwrap_or_default().to_owned(), path: shown, r#type: "file" })
+    Ok(Uploaded {
+        name: shown.rsplit('/').next().unwrap_or_default().to_owned(),
+        path: shown,
+        r#type: "file",
+    })
 }
 
 async fn store(
@@ -372,7 +402,8 @@ pub async fn bulk_upload(State(daemon): State<Arc<Daemon>>, request: Request) ->
             Err(_) => {}
         }
     }
-    done.errors.extend(paths.values().take(BULK_ERRORS_MAX).map(|path| format!("{path}: no file was sent for it")));
+    done.errors
+        .extend(paths.values().take(BULK_ERRORS_MAX).map(|path| format!("{path}: no file was sent for it")));
     if done.errors.is_empty() && done.files.is_empty() {
         return Err(ApiError::bad_request("no files[N].path and files[N].file in the body"));
     }
@@ -416,9 +447,7 @@ async fn receive_one(daemon: &Daemon, path: &str, field: Field<'_>) -> Result<Bu
         Ok(target) => store(daemon, target, path, chunks).await,
         Err(error) => Err(error),
     };
-    stored
-        .map(|bytes| BulkFile { path: path.to_owned(), bytes })
-        .map_err(|error| format!("{path}: {error}"))
+    stored.map(|bytes| BulkFile { path: path.to_owned(), bytes }).map_err(|error| format!("{path}: {error}"))
 }
 
 #[derive(Deserialize)]
@@ -437,7 +466,8 @@ pub async fn bulk_download(
     let content_type = HeaderValue::from_str(&framing.content_type()).expect("letters, digits and dashes");
     let end = stream::once(std::future::ready(Ok(framing.end().into())));
     // Each part is opened when its turn comes; a part that breaks ends the answer without the closing boundary.
-    let parts = stream::iter(request.paths).then(move |path| part(daemon.clone(), framing.clone(), path)).flatten();
+    let parts =
+        stream::iter(request.paths).then(move |path| part(daemon.clone(), framing.clone(), path)).flatten();
     let mut response = Response::new(Body::from_stream(parts.chain(end)));
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     Ok(response)
@@ -518,7 +548,8 @@ async fn on_file<T: Send + 'static>(
 }
 
 fn is_multipart(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     content_type.trim_start().to_ascii_lowercase().starts_with("multipart/form-data")
 }
 

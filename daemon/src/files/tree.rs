@@ -26,7 +26,9 @@ pub fn move_to(source: &Path, destination: &Path) -> io::Result<()> {
     match renameat_with(CWD, source, CWD, destination, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         // A file system without that flag.
-        Err(Errno::INVAL | Errno::NOSYS) if !exists(destination) && exists(source) && !destination.starts_with(source) => {
+        Err(Errno::INVAL | Errno::NOSYS)
+            if !exists(destination) && exists(source) && !destination.starts_with(source) =>
+        {
             fs::rename(source, destination)
         }
         Err(Errno::XDEV) => copy_and_remove(source, destination),

@@ -37,7 +37,13 @@ impl Upload {
             create_beside(&path)
         };
         let (temporary, file) = workers.run(begun).await?;
-        Ok(Upload { workers: workers.clone(), target, temporary: Some(temporary), file: Arc::new(file), bytes: 0 })
+        Ok(Upload {
+            workers: workers.clone(),
+            target,
+            temporary: Some(temporary),
+            file: Arc::new(file),
+            bytes: 0,
+        })
     }
 
     pub async fn write(&mut self, chunk: Bytes) -> io::Result<()> {

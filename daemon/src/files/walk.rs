@@ -27,7 +27,11 @@ pub enum Visit {
 
 /// Visits `root` itself when it is a file, else everything below it, parents first, folders sorted by name.
 /// Folders that can't be read are passed over.
-pub fn walk(root: &Path, depth_max: Option<usize>, mut visit: impl FnMut(&Path, &Metadata) -> Visit) -> Ended {
+pub fn walk(
+    root: &Path,
+    depth_max: Option<usize>,
+    mut visit: impl FnMut(&Path, &Metadata) -> Visit,
+) -> Ended {
     let deadline = Instant::now() + WALK_DEADLINE;
     let mut left = ENTRIES_MAX;
     let mut waiting: Vec<(PathBuf, usize)> = match std::fs::metadata(root) {

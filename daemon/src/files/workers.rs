@@ -31,16 +31,18 @@ impl Workers {
         for number in 0..WORKERS {
             let (waiting, account) = (waiting.clone(), account.clone());
             let (ready, started) = std::sync::mpsc::channel();
-            std::thread::Builder::new().name(format!("files-{number}")).stack_size(STACK_BYTES).spawn(move || {
-                let acting = act_as(&account);
-                let is_user = acting.is_ok();
-                let _ = ready.send(acting);
-                while is_user {
-                    let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-                    let Some(job) = job else { break };
-                    job();
-                }
-            })?;
+            std::thread::Builder::new().name(format!("files-{number}")).stack_size(STACK_BYTES).spawn(
+                move || {
+                    let acting = act_as(&account);
+                    let is_user = acting.is_ok();
+                    let _ = ready.send(acting);
+                    while is_user {
+                        let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+                        let Some(job) = job else { break };
+                        job();
+                    }
+                },
+            )?;
             // Not one file is touched before every thread is the user.
             started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
         }

@@ -50,7 +50,9 @@ pub fn prepare(command: &mut Command, becoming: Becoming) {
 }
 
 fn become_user(becoming: &Becoming) -> io::Result<()> {
-    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(|errno| io::Error::from_raw_os_error(errno as i32))?;
+    nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .map_err(|errno| io::Error::from_raw_os_error(errno as i32))?;
     rustix::process::setsid()?;
     if becoming.terminal == Terminal::Controlling {
         // SAFETY: descriptor 0 is the terminal, open until exec and beyond; nothing here closes it.
@@ -68,7 +70,9 @@ fn become_user(becoming: &Becoming) -> io::Result<()> {
 
 /// The daemon is protected; what it starts is not. Raising one's score is always allowed.
 fn reset_oom_score() {
-    if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+    if let Ok(file) =
+        rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    {
         let _ = rustix::io::write(&file, b"0");
     }
 }

@@ -1,6 +1,7 @@
 //! `POST /process/code-run`: source text on the standard input of its language's interpreter.
 
 use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,25 +48,22 @@ pub async fn code_run(
     let mut input = request.code.into_bytes();
     input.push(b'\n');
     let mut source = None;
-    let (program, mut args) = match request.language {
-        Language::Python => (in_path(&env, "python3").or_else(|| in_path(&env, "python")), vec!["-u", "-"]),
-        Language::Javascript => (in_path(&env, "node"), vec!["-"]),
-        Language::Typescript => {
-            let runner = ["ts-node", "tsx", "bun"].into_iter().find_map(|name| Some((name, in_path(&env, name)?)));
-            let written = Source::write(&daemon, std::mem::take(&mut input)).await?;
-            source = Some(written);
-            match runner {
-                Some(("ts-node", program)) => {
-                    (Some(program), vec!["--compilerOptions", r#"{"module":"CommonJS"}"#])
-                }
-                Some((_, program)) => (Some(program), vec![]),
-                None => (None, vec![]),
-            }
-        }
+    let candidates: &[&str] = match request.language {
+        Language::Python => &["python3", "python"],
+        Language::Javascript => &["node"],
+        Language::Typescript => &["ts-node", "tsx", "bun"],
     };
-    let Some(program) = program else {
+    let Some((name, program)) = first_in_path(&daemon, &env, candidates).await else {
         let result = "no interpreter of this language is in the sandbox's PATH\n".to_owned();
         return Ok(Json(Ended { exit_code: NOT_FOUND_CODE, result, stdout: None, stderr: None }));
+    };
+    let mut args = match request.language {
+        Language::Python => vec!["-u", "-"],
+        Language::Javascript => vec!["-"],
+        Language::Typescript => {
+            source = Some(Source::write(&daemon, std::mem::take(&mut input)).await?);
+            if name == "ts-node" { vec!["--compilerOptions", r#"{"module":"CommonJS"}"#] } else { vec![] }
+        }
     };
     let path = source.as_ref().map(|source| source.path.to_string_lossy().into_owned());
     args.extend(path.as_deref());
@@ -79,12 +77,23 @@ pub async fn code_run(
     run(&daemon.launcher, Run { launch, input, output: output_asked_for(&headers), timeout }).await.map(Json)
 }
 
-fn in_path(env: &Variables, name: &str) -> Option<PathBuf> {
-    env.get("PATH")?
-        .split(':')
-        .filter(|dir| dir.starts_with('/'))
-        .map(|dir| Path::new(dir).join(name))
-        .find(|path| path.is_file())
+/// Looked for as the user: a PATH may begin with folders that only root may enter.
+async fn first_in_path(
+    daemon: &Daemon,
+    env: &Variables,
+    names: &'static [&'static str],
+) -> Option<(&'static str, PathBuf)> {
+    let path = env.get("PATH")?.clone();
+    let find = move || names.iter().find_map(|name| Some((*name, in_path(&path, name)?)));
+    daemon.workers.run(find).await
+}
+
+fn in_path(path: &str, name: &str) -> Option<PathBuf> {
+    let is_program = |path: &PathBuf| {
+        std::fs::metadata(path)
+            .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    };
+    path.split(':').filter(|dir| dir.starts_with('/')).map(|dir| Path::new(dir).join(name)).find(is_program)
 }
 
 /// A source file for interpreters that take no standard input; it goes when the run is over.

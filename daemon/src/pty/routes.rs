@@ -93,7 +93,8 @@ pub async fn create(
 
 fn create_terminal(daemon: &Daemon, request: CreateRequest) -> Result<Arc<Terminal>, ApiError> {
     let default = Size::DEFAULT;
-    let (cols, rows) = (request.cols.unwrap_or(default.cols.into()), request.rows.unwrap_or(default.rows.into()));
+    let (cols, rows) =
+        (request.cols.unwrap_or(default.cols.into()), request.rows.unwrap_or(default.rows.into()));
     let size = Size::new(cols, rows).ok_or(PtyError::BadSize)?;
     let envs = checked_envs(request.envs)?;
     let cwd = daemon.resolve(request.cwd.as_deref().unwrap_or_default());
@@ -191,13 +192,16 @@ fn serve(
     daemon: Arc<Daemon>,
     terminal: Result<Arc<Terminal>, ApiError>,
 ) -> Response {
-    upgrade.max_message_size(INPUT_BYTES_MAX).max_frame_size(INPUT_BYTES_MAX).on_upgrade(move |socket| async move {
-        let attached = terminal.and_then(|terminal| Ok(daemon.terminals.attach(&terminal, &daemon.launcher)?));
-        match attached {
-            Ok(attached) => socket::converse(socket, attached, exit_control).await,
-            Err(error) => socket::refuse(socket, error.to_string()).await,
-        }
-    })
+    upgrade.max_message_size(INPUT_BYTES_MAX).max_frame_size(INPUT_BYTES_MAX).on_upgrade(
+        move |socket| async move {
+            let attached =
+                terminal.and_then(|terminal| Ok(daemon.terminals.attach(&terminal, &daemon.launcher)?));
+            match attached {
+                Ok(attached) => socket::converse(socket, attached, exit_control).await,
+                Err(error) => socket::refuse(socket, error.to_string()).await,
+            }
+        },
+    )
 }
 
 struct Offered {
@@ -227,7 +231,9 @@ fn parse_envs(encoded: &str) -> Result<HashMap<String, String>, ApiError> {
         .decode(encoded.trim_end_matches('='))
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .ok_or_else(|| ApiError::bad_request("the environment in the subprotocol is not base64url of a JSON object"))
+        .ok_or_else(|| {
+            ApiError::bad_request("the environment in the subprotocol is not base64url of a JSON object")
+        })
 }
 
 #[cfg(test)]

@@ -91,7 +91,8 @@ impl Command {
         workers: &Workers,
     ) -> io::Result<Command> {
         let log = Arc::new(Log::create(&dir.join("output.log"), workers.clone())?);
-        let mut script = OpenOptions::new().write(true).create_new(true).mode(0o400).open(dir.join("script"))?;
+        let mut script =
+            OpenOptions::new().write(true).create_new(true).mode(0o400).open(dir.join("script"))?;
         script.write_all(text.as_bytes())?;
         script.write_all(b"\n")?;
         chown(dir.join("script"), Some(owner.0), Some(owner.1))?;
@@ -99,7 +100,8 @@ impl Command {
             make_fifo(&dir.join(name), owner)?;
         }
         let options = pipe::OpenOptions::new();
-        let (stdout, stderr) = (options.open_receiver(dir.join("out"))?, options.open_receiver(dir.join("err"))?);
+        let (stdout, stderr) =
+            (options.open_receiver(dir.join("out"))?, options.open_receiver(dir.join("err"))?);
         let keep_open = [options.open_sender(dir.join("out"))?, options.open_sender(dir.join("err"))?];
         let input = match stdin {
             Stdin::Empty => None,
@@ -147,7 +149,10 @@ impl Command {
             Err(_) => return Err(InputError::NotRead),
         }
         drop(input);
-        if matches!(self.standing.as_ref().map(|standing| standing.stdin), Some(Stdin::Open { echo: Echo::IntoLog })) {
+        if matches!(
+            self.standing.as_ref().map(|standing| standing.stdin),
+            Some(Stdin::Open { echo: Echo::IntoLog })
+        ) {
             self.log.append(Source::Stdout, &line).await;
         }
         Ok(())

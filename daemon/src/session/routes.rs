@@ -28,11 +28,15 @@ impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> ApiError {
         let message = error.to_string();
         match error {
-            SessionError::Exists(_) | SessionError::TooMany | SessionError::QueueFull => ApiError::conflict(message),
+            SessionError::Exists(_) | SessionError::TooMany | SessionError::QueueFull => {
+                ApiError::conflict(message)
+            }
             SessionError::Unknown(_) => ApiError::process_not_found(message),
             SessionError::Reserved(_) | SessionError::BadId => ApiError::bad_request(message),
             SessionError::Ended => ApiError::session_ended(message),
-            SessionError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => ApiError::unprocessable(message),
+            SessionError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                ApiError::unprocessable(message)
+            }
             SessionError::Io(_) => ApiError::internal(message),
         }
     }
@@ -145,8 +149,13 @@ pub async fn exec(
     let echo = if request.suppress_input_echo == Some(true) { Echo::Nowhere } else { Echo::IntoLog };
     let stdin = if is_async { Stdin::Open { echo } } else { Stdin::Empty };
     let command = session.submit(request.command, stdin, &daemon.launcher, &daemon.workers)?;
-    let mut response =
-        ExecResponse { cmd_id: command.id.clone(), output: None, stdout: None, stderr: None, exit_code: None };
+    let mut response = ExecResponse {
+        cmd_id: command.id.clone(),
+        output: None,
+        stdout: None,
+        stderr: None,
+        exit_code: None,
+    };
     if is_async {
         return Ok((StatusCode::ACCEPTED, Json(response)).into_response());
     }
@@ -205,7 +214,8 @@ pub async fn entrypoint_logs(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let session = daemon.sessions.find(ENTRYPOINT)?;
-    let command = session.commands().into_iter().next().ok_or_else(|| ApiError::process_not_found("no entrypoint"))?;
+    let command =
+        session.commands().into_iter().next().ok_or_else(|| ApiError::process_not_found("no entrypoint"))?;
     answer_logs(command, headers, query, upgrade.ok()).await
 }
 

@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use super::command::{Command, Ends, Standing, Stdin};
 use super::log::{Log, Source};
 use crate::launch::Running;
-use crate::reaper::ExitWatch;
 use crate::output::{CHUNK_BYTES, Stream};
+use crate::reaper::ExitWatch;
 use std::time::Duration;
 
 /// The shell says `serial code`, far below this.
@@ -41,7 +41,9 @@ impl Dialect {
 pub async fn drive(mut running: Running, dialect: Dialect, mut queue: mpsc::Receiver<Arc<Command>>) {
     let mut shell = Shell {
         stdin: running.stdin.take().expect("started with a piped input"),
-        statuses: BufReader::new(running.stdout.take().expect("started with its output piped").take(u64::MAX)),
+        statuses: BufReader::new(
+            running.stdout.take().expect("started with its output piped").take(u64::MAX),
+        ),
         dialect,
     };
     // Copiers outlive their command when a child of it holds the pipe; they end with the session.
@@ -73,8 +75,10 @@ pub async fn drive(mut running: Running, dialect: Dialect, mut queue: mpsc::Rece
 
 /// Without a shell: copies a program's output until it ends.
 pub async fn watch_program(mut running: Running, command: Arc<Command>) {
-    let mut stdout = Stream::new(running.stdout.take().expect("started with split output"), running.exit.clone());
-    let mut stderr = Stream::new(running.stderr.take().expect("started with split output"), running.exit.clone());
+    let mut stdout =
+        Stream::new(running.stdout.take().expect("started with split output"), running.exit.clone());
+    let mut stderr =
+        Stream::new(running.stderr.take().expect("started with split output"), running.exit.clone());
     let out = async {
         while let Some(chunk) = stdout.next().await {
             command.log.append(Source::Stdout, chunk).await;
@@ -106,7 +110,10 @@ impl Shell {
         let standing = command.standing.as_ref().expect("only commands of shells are queued");
         let Ends { stdout, stderr, keep_open } = command.take_ends().expect("a command runs once");
         let drained = {
-            let (out, err) = (copy(stdout, command.log.clone(), Source::Stdout), copy(stderr, command.log.clone(), Source::Stderr));
+            let (out, err) = (
+                copy(stdout, command.log.clone(), Source::Stdout),
+                copy(stderr, command.log.clone(), Source::Stderr),
+            );
             let (done, drained) = tokio::sync::oneshot::channel();
             copiers.spawn(async move {
                 tokio::join!(out, err);
@@ -150,7 +157,7 @@ impl Shell {
     }
 }
 
-/// `>|` works also where the user has set noclobber, `\echo` where they have an alias. The path is ours: digits and slashes,
+/// `>|` works also where the user has set noclobber, `\command echo` where they have an alias or a function. The path is ours: digits and slashes,
 /// quoted for the part that an operator chose.
 fn instruction(dialect: Dialect, standing: &Standing) -> String {
     let file = |name: &str| quoted(&standing.dir.join(name));
@@ -163,7 +170,7 @@ fn instruction(dialect: Dialect, standing: &Standing) -> String {
         Dialect::Forgiving => format!(". {script}"),
         Dialect::Strict => format!("if sh -n {script}; then . {script}; else (exit 2); fi"),
     };
-    format!("{{ {body}; }} <{input} >|{out} 2>|{err}; \\echo {} $?\n", standing.serial)
+    format!("{{ {body}; }} <{input} >|{out} 2>|{err}; \\command echo {} $?\n", standing.serial)
 }
 
 fn quoted(path: &Path) -> String {
@@ -187,7 +194,7 @@ mod tests {
 
         assert_eq!(
             instruction(Dialect::of(Path::new("/usr/bin/bash")), &standing),
-            "{ . '/run/it'\\''s/script'; } </dev/null >|'/run/it'\\''s/out' 2>|'/run/it'\\''s/err'; \\echo 7 $?\n"
+            "{ . '/run/it'\\''s/script'; } </dev/null >|'/run/it'\\''s/out' 2>|'/run/it'\\''s/err'; \\command echo 7 $?\n"
         );
         assert!(instruction(Dialect::of(Path::new("/bin/sh")), &standing).contains("sh -n"));
     }

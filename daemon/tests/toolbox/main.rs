@@ -1,0 +1,9 @@
+//! Drives the real daemon over its real socket, as the node does. Needs root, as the daemon in a sandbox has it.
+
+mod channels;
+mod files;
+mod processes;
+mod protection;
+mod sessions;
+mod terminals;
+mod world;
