@@ -59,7 +59,8 @@ impl Engine {
     {
         let known = self.cached().is_some();
         match self.request_once(&ask).await {
-            Err(RequestError::Unreachable(_)) if known => self.request_once(&ask).await,
+            // Not after a time-out: the engine is there and slow, and the caller's time is spent.
+            Err(RequestError::Unreachable(RuntimeError::Host(_))) if known => self.request_once(&ask).await,
             answer => answer,
         }
     }
