@@ -36,10 +36,8 @@ impl Workers {
                     let acting = act_as(&account);
                     let is_user = acting.is_ok();
                     let _ = ready.send(acting);
-                    while is_user {
-                        let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-                        let Some(job) = job else { break };
-                        job();
+                    if is_user {
+                        work_through(&waiting);
                     }
                 },
             )?;
@@ -63,6 +61,17 @@ impl Workers {
         if let Err(mpsc::error::TrySendError::Full(job)) = self.jobs.try_send(Box::new(work)) {
             let jobs = self.jobs.clone();
             tokio::spawn(async move { drop(jobs.send(job).await) });
+        }
+    }
+}
+
+/// Until the last handle has gone.
+fn work_through(waiting: &Mutex<mpsc::Receiver<Job>>) {
+    loop {
+        let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+        match job {
+            Some(job) => job(),
+            None => return,
         }
     }
 }

@@ -81,6 +81,10 @@ impl Log {
         }
     }
 
+    pub fn length(&self) -> u64 {
+        *self.length.borrow()
+    }
+
     pub fn watch_length(&self) -> watch::Receiver<u64> {
         self.length.subscribe()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::command::{Command, Ends, Standing, Stdin};
@@ -17,9 +17,10 @@ use std::time::Duration;
 
 /// The shell says `serial code`, far below this.
 const STATUS_LINE_BYTES_MAX: u64 = 256;
-/// A command has ended and a child of it still holds its output open: the command counts as ended after this,
-/// and what the child writes still goes into the log.
-const DRAIN_DEADLINE: Duration = Duration::from_millis(250);
+/// A command has ended and a child of it still holds its output open: the command counts as ended once this long nothing was
+/// written, or at [`DRAIN_ROUNDS_MAX`] times it. What the child writes later still goes into the log.
+const QUIET: Duration = Duration::from_millis(250);
+const DRAIN_ROUNDS_MAX: usize = 8;
 
 /// What must be written differently for different shells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,13 +111,10 @@ impl Shell {
         let standing = command.standing.as_ref().expect("only commands of shells are queued");
         let Ends { stdout, stderr, keep_open } = command.take_ends().expect("a command runs once");
         let drained = {
-            let (out, err) = (
-                copy(stdout, command.log.clone(), Source::Stdout),
-                copy(stderr, command.log.clone(), Source::Stderr),
-            );
-            let (done, drained) = tokio::sync::oneshot::channel();
+            let (done, drained) = oneshot::channel();
+            let log = command.log.clone();
             copiers.spawn(async move {
-                tokio::join!(out, err);
+                copy(stdout, stderr, log).await;
                 let _ = done.send(());
             });
             drained
@@ -133,7 +131,7 @@ impl Shell {
         };
         drop(keep_open);
         command.close_input().await;
-        let _ = tokio::time::timeout(DRAIN_DEADLINE, drained).await;
+        drain(drained, &command.log).await;
         command.remove_pipes();
         exit_code
     }
@@ -153,6 +151,16 @@ impl Shell {
             if parsed.is_some() {
                 return parsed;
             }
+        }
+    }
+}
+
+/// Waits for the last of a command's output.
+async fn drain(mut drained: oneshot::Receiver<()>, log: &Log) {
+    for _ in 0..DRAIN_ROUNDS_MAX {
+        let before = log.length();
+        if tokio::time::timeout(QUIET, &mut drained).await.is_ok() || log.length() == before {
+            return;
         }
     }
 }
@@ -177,10 +185,31 @@ fn quoted(path: &Path) -> String {
     format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
 }
 
-async fn copy(mut pipe: pipe::Receiver, log: Arc<Log>, source: Source) {
-    let mut buffer = vec![0; CHUNK_BYTES];
-    while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
-        log.append(source, &buffer[..read]).await;
+/// Until both have ended. Of two that wait, stdout goes first: most programs write their warnings after.
+async fn copy(stdout: pipe::Receiver, stderr: pipe::Receiver, log: Arc<Log>) {
+    let (mut stdout, mut stderr) = (Some(stdout), Some(stderr));
+    let mut buffers = [vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]];
+    let [out, err] = &mut buffers;
+    while stdout.is_some() || stderr.is_some() {
+        tokio::select! {
+            biased;
+            read = read(&mut stdout, out), if stdout.is_some() => match read {
+                0 => stdout = None,
+                read => log.append(Source::Stdout, &out[..read]).await,
+            },
+            read = read(&mut stderr, err), if stderr.is_some() => match read {
+                0 => stderr = None,
+                read => log.append(Source::Stderr, &err[..read]).await,
+            },
+        }
+    }
+}
+
+/// 0 is the end.
+async fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> usize {
+    match pipe {
+        Some(pipe) => pipe.read(buffer).await.unwrap_or(0),
+        None => 0,
     }
 }
 
