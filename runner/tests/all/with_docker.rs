@@ -137,7 +137,11 @@ fn import_image(folder: &Folder) {
     });
 }
 
+/// `ATOLL_TEST_DAEMON=<path>` puts the real daemon in its place (adoption and lifecycle hold with either).
 fn build_stand_in(folder: &Folder) -> Bytes {
+    if let Some(real) = std::env::var_os("ATOLL_TEST_DAEMON") {
+        return Bytes::from(std::fs::read(real).unwrap());
+    }
     static BINARY: std::sync::OnceLock<Bytes> = std::sync::OnceLock::new();
     let build = || {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/all/stand_in_daemon.rs");
