@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -19,6 +21,9 @@ const FORMAT_VERSION: &[u8] = b"1";
 const FORMAT_KEY: &[u8] = b"format";
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 const PIECE_BYTES_MAX: usize = 30 * 1024;
+/// A predecessor that is just ending may hold the lock this long.
+const LOCKED_AT_MOST: Duration = Duration::from_secs(2);
+const LOCK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 const SNAPSHOT_SUFFIX: &str = ".snapshot";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
@@ -219,12 +224,16 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
         .write(true)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!("{} is in use: another node runs with this data directory", data_dir.display())
+    let patient_until = Instant::now() + LOCKED_AT_MOST;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < patient_until => thread::sleep(LOCK_AGAIN_AFTER),
+            Err(TryLockError::WouldBlock) => {
+                bail!("{} is in use: another node runs with this data directory", data_dir.display())
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
         }
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
     }
 }
 
