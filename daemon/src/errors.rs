@@ -1,11 +1,14 @@
 //! What callers read when something is refused, and the extractors that refuse bad input. The only file that knows status codes
 //! of failures.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
@@ -13,6 +16,9 @@ use time::format_description::well_known::Rfc3339;
 
 /// JSON bodies beyond this are refused; files travel by the upload routes, which have no such limit.
 pub const JSON_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Who sends more after it was refused sees its connection break.
+const DRAIN_BYTES_MAX: usize = 256 * 1024 * 1024;
+const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A refusal: what the caller did, or what the sandbox can't do. Rendered by [`describe`], which knows the request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -150,21 +156,39 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let declared = content_length(request.headers()).unwrap_or(0);
-        if declared > JSON_BYTES_MAX as u64 {
-            return Err(ApiError::too_large(format!("a JSON body may have at most {JSON_BYTES_MAX} bytes")));
+        let mut chunks = request.into_body().into_data_stream();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|_| ApiError::bad_request("the body ended before its end"))?;
+            if bytes.len() + chunk.len() > JSON_BYTES_MAX {
+                drain(&mut chunks).await;
+                return Err(ApiError::too_large(format!(
+                    "a JSON body may have at most {JSON_BYTES_MAX} bytes"
+                )));
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        let bytes = axum::body::to_bytes(request.into_body(), JSON_BYTES_MAX).await.map_err(|_| {
-            ApiError::too_large(format!("a JSON body may have at most {JSON_BYTES_MAX} bytes"))
-        })?;
         serde_json::from_slice(&bytes)
             .map(JsonBody)
             .map_err(|error| ApiError::invalid_body(error.to_string()))
     }
 }
 
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+/// Reads what a refused caller is still sending: a connection closed before that is reset, and the refusal lost with it.
+pub async fn drain<T, E>(chunks: &mut (impl Stream<Item = Result<T, E>> + Unpin))
+where
+    T: AsRef<[u8]>,
+{
+    let mut left = DRAIN_BYTES_MAX;
+    let _ = tokio::time::timeout(DRAIN_DEADLINE, async {
+        while let Some(Ok(chunk)) = chunks.next().await {
+            match left.checked_sub(chunk.as_ref().len()) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    })
+    .await;
 }
 
 /// The query string, parsed.

@@ -24,7 +24,7 @@ use super::tree::{self, Recursive};
 use super::upload::Upload;
 use super::walk::Ended;
 use super::{PATH_BYTES_MAX, base_name, edit, is_root, listing, parse_mode, parse_path, parse_tail, search};
-use crate::errors::{ApiError, JsonBody, Params, Verbatim};
+use crate::errors::{ApiError, JsonBody, Params, Verbatim, drain};
 use crate::routes::Daemon;
 
 /// Of one bulk request.
@@ -341,12 +341,28 @@ async fn store(
     shown: &str,
     mut chunks: BoxStream<'_, Result<bytes::Bytes, ApiError>>,
 ) -> Reply<u64> {
-    let refused = |error: io::Error| ApiError::from_io(&error, shown);
-    let mut upload = Upload::begin(&daemon.workers, path).await.map_err(refused)?;
-    while let Some(chunk) = chunks.next().await {
-        upload.write(chunk?).await.map_err(refused)?;
+    let stored = async {
+        let mut upload = Upload::begin(&daemon.workers, path).await.map_err(Refusal::File)?;
+        while let Some(chunk) = chunks.next().await {
+            upload.write(chunk.map_err(Refusal::Body)?).await.map_err(Refusal::File)?;
+        }
+        upload.commit().await.map_err(Refusal::File)
+    };
+    match stored.await {
+        Ok(bytes) => Ok(bytes),
+        Err(Refusal::Body(error)) => Err(error),
+        Err(Refusal::File(error)) => {
+            drain(&mut chunks).await;
+            Err(ApiError::from_io(&error, shown))
+        }
     }
-    upload.commit().await.map_err(refused)
+}
+
+enum Refusal {
+    /// The sandbox can't take the file; the caller may still be sending it.
+    File(io::Error),
+    /// The caller stopped, or made no sense.
+    Body(ApiError),
 }
 
 #[derive(Serialize)]

@@ -120,6 +120,7 @@ async fn uploads_arrive_by_every_route_and_belong_to_the_user() {
     let wrong: [(&str, Option<&str>, &[u8]); 1] = [("data", Some("f"), b"x")];
     multipart(&world, "/files/upload-v2?path=wrong", &wrong).await.expect_error(400, "BAD_REQUEST");
     upload(&world, "new", "x").await.expect_error(400, "INVALID_FILE_PATH");
+    upload(&world, "/root/f", vec![b'x'; 20_000_000]).await.expect_error(403, "FILE_ACCESS_DENIED");
     upload(&world, "/dev/null", "x").await.expect_error(400, "INVALID_FILE_PATH");
 }
 

@@ -162,7 +162,7 @@ async fn who_gets_no_terminal_is_told_over_the_socket() {
 async fn ctrl_c_reaches_the_program_and_pings_are_answered_meanwhile() {
     let world = World::new().await;
     let mut socket = connected(&world, "/process/pty/create-connect?id=t", CAPABLE).await;
-    socket.send(Message::Text("echo be''gin; sleep 300; echo en''d\n".into())).await.unwrap();
+    socket.send(Message::Text("sh -c 'echo be\"\"gin; exec sleep 300'\n".into())).await.unwrap();
     watch(&mut socket, |text| text.contains("begin")).await;
 
     socket.send(Message::Ping("p".into())).await.unwrap();
