@@ -30,7 +30,11 @@ impl Caller {
     }
 
     /// The question must bear repetition: a kept stream may turn out to be dead, and a fresh one is tried then.
-    pub async fn ask<Q: Serialize, A: DeserializeOwned>(&self, peer: NodeId, question: &Q) -> Result<A, LinkError> {
+    pub async fn ask<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        peer: NodeId,
+        question: &Q,
+    ) -> Result<A, LinkError> {
         if let Some(stream) = self.take_idle(peer)
             && let Ok(answer) = self.ask_on(peer, stream, question).await
         {

@@ -18,7 +18,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use crate::calls::Caller;
 use crate::disk::sled::SledDisk;
 use crate::disk::{Disk, DiskWork};
-use crate::duties::{Reign, WantedMembers, keep_membership, watch_replica};
+use crate::duties::{Leadership, Reign, WantedMembers, keep_membership, watch_replica};
 use crate::front::{Front, FrontSetup};
 use crate::group::{ClusterGroup, Group, GroupStatus, RegionGroup};
 use crate::membership::Member;
@@ -173,8 +173,9 @@ impl Consensus {
 
     /// Serves a stream that a peer opened with a `Raft`, `RaftSnapshot` or `Propose` header, to its end.
     pub async fn serve(&self, peer: NodeId, header: StreamHeader, stream: ByteStream) {
-        let (StreamHeader::Raft { group } | StreamHeader::RaftSnapshot { group } | StreamHeader::Propose { group }) =
-            &header
+        let (StreamHeader::Raft { group }
+        | StreamHeader::RaftSnapshot { group }
+        | StreamHeader::Propose { group }) = &header
         else {
             tracing::warn!(%peer, ?header, "a stream for somebody else");
             return;
@@ -257,16 +258,25 @@ impl Host {
         let opening = AbortOnDropHandle::new(self.runtime.spawn(Replica::open::<S>(setup)));
         let opened = opening.await.context("open the replica")?;
         let (replica, machine) = opened.with_context(|| format!("open the replica of {space}"))?;
+        let leadership = Arc::<Leadership>::default();
         let (front, queues) = Front::new(FrontSetup {
             name: space.clone(),
             replica: replica.clone(),
+            leadership: Arc::clone(&leadership),
             caller: Caller::new(Arc::clone(&self.link), StreamHeader::Propose { group: group.clone() }),
             answer_within: Duration::from_millis(self.timings.no_leader_after_ms),
             is_command: decodes::<S>,
         });
         let (front, reign) = (Arc::new(front), Reign::default());
         self.spawn(Arc::clone(&front).carry_all(queues));
-        self.spawn(watch_replica(space, replica, reign.clone(), self.timings, self.ended.clone()));
+        self.spawn(watch_replica(
+            space,
+            replica,
+            reign.clone(),
+            leadership,
+            self.timings,
+            self.ended.clone(),
+        ));
         Ok(Group::new(machine, front, reign))
     }
 
@@ -288,11 +298,12 @@ struct ClusterNodes(ClusterGroup);
 
 impl WantedMembers for ClusterNodes {
     fn members(&self) -> BTreeMap<NodeId, Member> {
-        self.0.read(|state| state.nodes.iter().map(|(node_id, node)| (*node_id, Member::from(node))).collect())
+        self.0
+            .read(|state| state.nodes.iter().map(|(node_id, node)| (*node_id, Member::from(node))).collect())
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.0.changes()
+    async fn changed(&self) {
+        self.0.changed().await;
     }
 }
 
@@ -309,8 +320,8 @@ impl WantedMembers for RegionNodes {
         })
     }
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.cluster.changes()
+    async fn changed(&self) {
+        self.cluster.changed().await;
     }
 }
 

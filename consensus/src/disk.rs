@@ -98,7 +98,10 @@ pub enum DiskWork {
 }
 
 impl DiskWork {
-    pub async fn run<T: Send + 'static>(self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    pub async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         match self {
             DiskWork::Threads => flatten(tokio::task::spawn_blocking(work)).await,
             DiskWork::Simulated { latency } => {
@@ -109,7 +112,9 @@ impl DiskWork {
     }
 }
 
-async fn flatten<T>(task: impl Future<Output = Result<io::Result<T>, tokio::task::JoinError>>) -> io::Result<T> {
+async fn flatten<T>(
+    task: impl Future<Output = Result<io::Result<T>, tokio::task::JoinError>>,
+) -> io::Result<T> {
     match task.await {
         Ok(result) => result,
         Err(ended) => Err(io::Error::other(ended)),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use atoll_api::ids::NodeId;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::consensus::Timings;
@@ -15,6 +15,7 @@ use crate::raft::{Replica, View};
 
 const WATCH_EVERY: Duration = Duration::from_millis(50);
 const COMPARE_EVERY: Duration = Duration::from_millis(200);
+const COMPARE_AT_MOST_EVERY: Duration = Duration::from_millis(10);
 const CHANGE_WITHIN: Duration = Duration::from_secs(5);
 /// A leader that no quorum answers speaks again after this many of the longest election timeouts: time for the others
 /// to elect, and a bound for when they cannot because only this leader's log is complete.
@@ -39,18 +40,64 @@ impl Reign {
     }
 }
 
-/// Keeps the reign up to date, silences a leader that has lost its quorum, and tells when the replica has ended.
+/// Who leads, as far as this replica knows. One task keeps it up to date and wakes all others in order: openraft's own
+/// `watch` would wake them in random order.
+#[derive(Default)]
+pub struct Leadership {
+    known: Mutex<Leader>,
+    changed: Notify,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Leader {
+    pub node: Option<NodeId>,
+    /// It is this node.
+    pub here: bool,
+    term: u64,
+    ended: bool,
+}
+
+impl Leadership {
+    pub fn now(&self) -> Leader {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves as soon as the leader is another than `before`.
+    pub async fn changed_from(&self, before: Leader) {
+        loop {
+            let changed = self.changed.notified();
+            if self.now() != before {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn update(&self, view: &View) {
+        let now =
+            Leader { node: view.leader, here: view.leading, term: view.term, ended: view.ended.is_some() };
+        let before = std::mem::replace(&mut *self.known.lock().unwrap_or_else(PoisonError::into_inner), now);
+        if before != now {
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+/// Keeps the reign and the leadership up to date, silences a leader that has lost its quorum, and tells when the replica has ended.
 pub async fn watch_replica(
     name: String,
     replica: Replica,
     reign: Reign,
+    leadership: Arc<Leadership>,
     timings: Timings,
     ended: watch::Sender<Option<String>>,
 ) {
     let election_max = Duration::from_millis(timings.election_max_ms);
     let mut watchdog = Watchdog::new(election_max);
+    let mut changes = replica.watch();
     loop {
         let (view, now) = (replica.view(), Instant::now());
+        leadership.update(&view);
         if let Some(cause) = view.ended {
             let cause = format!("the replica of {name} has ended: {cause}");
             ended.send_modify(|ended| *ended = ended.take().or(Some(cause)));
@@ -60,13 +107,18 @@ pub async fn watch_replica(
         let silent_for = view.quorum_silent_for.or_else(|| reign.since().map(|since| now - since));
         match watchdog.observe(view.leading, silent_for.unwrap_or_default(), now) {
             Some(Verdict::Silence) => {
-                tracing::warn!(group = name, term = view.term, "no quorum answers this leader: it falls silent");
+                tracing::warn!(
+                    group = name,
+                    term = view.term,
+                    "no quorum answers this leader: it falls silent"
+                );
                 replica.silence(view.term);
             }
             Some(Verdict::Speak) => replica.speak(),
             None => {}
         }
-        sleep(WATCH_EVERY).await;
+        // Too late is as good as changed.
+        let _ = timeout(WATCH_EVERY, changes.changed()).await;
     }
 }
 
@@ -117,8 +169,7 @@ impl Watchdog {
 }
 
 /// While this node leads, brings the group's membership to what the cluster's nodes call for, one step at a time.
-pub async fn keep_membership<W: WantedMembers>(name: String, replica: Replica, wanted: W) {
-    let mut changes = wanted.changes();
+pub async fn keep_membership(name: String, replica: Replica, wanted: impl WantedMembers) {
     let mut log_before = 0;
     loop {
         let view = replica.view();
@@ -130,17 +181,18 @@ pub async fn keep_membership<W: WantedMembers>(name: String, replica: Replica, w
         // After a step there may be another to take at once; what did not work is tried again later.
         if !changed {
             log_before = view.last_log.unwrap_or(0);
-            // A change wakes early; that the sender has gone means the end of this task is near.
-            let _ = timeout(COMPARE_EVERY, changes.changed()).await;
-            sleep(Duration::from_millis(10)).await;
+            // On each change and on each tick.
+            let _ = timeout(COMPARE_EVERY, wanted.changed()).await;
+            sleep(COMPARE_AT_MOST_EVERY).await;
         }
     }
 }
 
 /// Where a group learns who should be in it.
-pub trait WantedMembers: Send + 'static {
+pub trait WantedMembers: Send + Sync + 'static {
     fn members(&self) -> BTreeMap<NodeId, Member>;
-    fn changes(&self) -> watch::Receiver<u64>;
+    /// Resolves at the next change after the call; a change may be missed.
+    fn changed(&self) -> impl Future<Output = ()> + Send;
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -155,7 +207,8 @@ fn next_step(view: &View, members: &BTreeMap<NodeId, Member>, log_before: u64) -
     if !view.leading || members.is_empty() {
         return None;
     }
-    let has_caught_up = |node: &&NodeId| view.matched.get(node).is_some_and(|matched| *matched >= Some(log_before));
+    let has_caught_up =
+        |node: &&NodeId| view.matched.get(node).is_some_and(|matched| *matched >= Some(log_before));
     let caught_up: BTreeSet<NodeId> = view.learners.iter().filter(has_caught_up).copied().collect();
     if view.changing {
         let mut able = members.clone();
@@ -170,7 +223,9 @@ fn next_step(view: &View, members: &BTreeMap<NodeId, Member>, log_before: u64) -
 async fn take_step(name: &str, replica: &Replica, step: Step) -> Result<(), String> {
     tracing::info!(group = name, ?step, "changing the membership");
     let taken = match &step {
-        Step::Change(MembershipChange::AddLearner(node)) => replica.add_learners(&BTreeSet::from([*node])).await,
+        Step::Change(MembershipChange::AddLearner(node)) => {
+            replica.add_learners(&BTreeSet::from([*node])).await
+        }
         Step::Change(MembershipChange::ChangeVoters(voters)) | Step::Finish(voters) => {
             replica.set_voters(voters).await
         }
@@ -198,7 +253,10 @@ mod tests {
         assert_eq!(watchdog.observe(true, ELECTION_MAX * 7, start + ELECTION_MAX * 4), None);
         assert_eq!(watchdog.observe(true, ELECTION_MAX * 8, start + ELECTION_MAX * 5), Some(Verdict::Speak));
         assert_eq!(watchdog.observe(true, ELECTION_MAX * 9, start + ELECTION_MAX * 6), None);
-        assert_eq!(watchdog.observe(true, ELECTION_MAX * 10, start + ELECTION_MAX * 7), Some(Verdict::Silence));
+        assert_eq!(
+            watchdog.observe(true, ELECTION_MAX * 10, start + ELECTION_MAX * 7),
+            Some(Verdict::Silence)
+        );
     }
 
     #[test]

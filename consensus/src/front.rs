@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::calls::{Caller, answer_all};
+use crate::duties::{Leader, Leadership};
 use crate::group::GroupError;
 use crate::raft::{Batch, NotDecided, Proposal, Replica, random};
 use crate::sessions::{Bytes, ProposalId};
@@ -37,6 +38,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 pub struct Front {
     name: String,
     replica: Replica,
+    leadership: Arc<Leadership>,
     caller: Caller,
     /// Sets this process's proposals apart from all others'.
     run: u64,
@@ -57,6 +59,7 @@ pub struct Queues {
 pub struct FrontSetup {
     pub name: String,
     pub replica: Replica,
+    pub leadership: Arc<Leadership>,
     pub caller: Caller,
     pub answer_within: Duration,
     pub is_command: fn(&[u8]) -> bool,
@@ -102,12 +105,23 @@ struct Numbered<'a> {
 
 impl Front {
     pub fn new(setup: FrontSetup) -> (Front, Queues) {
-        let FrontSetup { name, replica, caller, answer_within, is_command } = setup;
+        let FrontSetup { name, replica, leadership, caller, answer_within, is_command } = setup;
         let (proposals, proposals_queue) = mpsc::channel(PROPOSALS_QUEUED_MAX);
         let (readers, readers_queue) = mpsc::channel(READERS_QUEUED_MAX);
         let numbers = Mutex::default();
         let run = random();
-        let front = Front { name, replica, caller, run, answer_within, is_command, numbers, proposals, readers };
+        let front = Front {
+            name,
+            replica,
+            leadership,
+            caller,
+            run,
+            answer_within,
+            is_command,
+            numbers,
+            proposals,
+            readers,
+        };
         (front, Queues { proposals: proposals_queue, readers: readers_queue })
     }
 
@@ -118,8 +132,7 @@ impl Front {
         }
         let numbered = Numbered::new(&self.numbers);
         self.until_answered(&self.proposals, || {
-            let id =
-                ProposalId { run: self.run, number: numbered.number, done_below: numbered.done_below() };
+            let id = ProposalId { run: self.run, number: numbered.number, done_below: numbered.done_below() };
             Proposal { version: Proposal::VERSION, id, command: Bytes(command.clone()) }
         })
         .await
@@ -154,6 +167,7 @@ impl Front {
         let deadline = Instant::now() + self.answer_within;
         let mut refused = Err(GroupError::Overloaded { group: self.name.clone() });
         loop {
+            let leader = self.leadership.now();
             match tokio::time::timeout_at(deadline, enqueue(queue, question(), Asker::Here)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(NotAnswered::QueueFull)) => return refused,
@@ -164,29 +178,10 @@ impl Front {
                     tracing::debug!(group = self.name, ?cause, "the group did not decide; trying again");
                     // From here on something may have been proposed.
                     refused = Err(self.no_leader());
-                    self.leader_changed_or(RETRY_AFTER.min(deadline - Instant::now())).await;
+                    // Too late is as good as changed.
+                    let _ = timeout(RETRY_AFTER, self.leadership.changed_from(leader)).await;
                 }
                 Err(_elapsed) => return Err(self.no_leader()),
-            }
-        }
-    }
-
-    async fn leader_changed_or(&self, wait: Duration) {
-        // Too late is as good as changed: the caller looks again.
-        let _ = timeout(wait, self.leader_changed()).await;
-    }
-
-    /// Resolves once the leader is another than at the call.
-    async fn leader_changed(&self) {
-        let mut watch = self.replica.watch();
-        let before = self.replica.view();
-        loop {
-            watch.changed().await;
-            let now = self.replica.view();
-            if (now.leader, now.term, now.leading, &now.ended)
-                != (before.leader, before.term, before.leading, &before.ended)
-            {
-                return;
             }
         }
     }
@@ -228,10 +223,10 @@ impl Front {
     }
 
     async fn carry_batch(self: Arc<Front>, batch: Vec<Waiting<Proposal, Bytes>>) {
-        let view = self.replica.view();
-        let (batch, refused) = split_by_leader(batch, view.leading);
+        let leader = self.leadership.now();
+        let (batch, refused) = split_by_leader(batch, leader);
         for waiting in refused {
-            waiting.answer(Err(NotDecided::NotLeader { leader: view.leader }));
+            waiting.answer(Err(NotDecided::NotLeader { leader: leader.node }));
         }
         if batch.is_empty() {
             return;
@@ -241,15 +236,15 @@ impl Front {
         let expected = proposals.len();
         let batch = Batch { proposals };
         let decided = async {
-            if view.leading {
+            if leader.here {
                 return self.replica.write(batch).await;
             }
-            match self.ask_leader(view.leader, Question::Propose(batch)).await? {
+            match self.ask_leader(leader.node, Question::Propose(batch)).await? {
                 Answer::Outcomes(outcomes) if outcomes.len() == expected => Ok(outcomes),
                 other => Err(other.not_decided()),
             }
         };
-        match self.while_led_alike(decided).await {
+        match self.while_led_by(leader, decided).await {
             Ok(outcomes) => {
                 for (reply, outcome) in replies.into_iter().zip(outcomes) {
                     // Who has gone away misses nothing.
@@ -268,24 +263,24 @@ impl Front {
         let mut round = Vec::new();
         // Whoever comes during a round waits for the next: this one may have begun too early for it.
         while queue.recv_many(&mut round, READERS_QUEUED_MAX).await > 0 {
-            let view = self.replica.view();
-            let (readers, refused) = split_by_leader(std::mem::take(&mut round), view.leading);
+            let leader = self.leadership.now();
+            let (readers, refused) = split_by_leader(std::mem::take(&mut round), leader);
             for waiting in refused {
-                waiting.answer(Err(NotDecided::NotLeader { leader: view.leader }));
+                waiting.answer(Err(NotDecided::NotLeader { leader: leader.node }));
             }
             if readers.is_empty() {
                 continue;
             }
             let index = async {
-                if view.leading {
+                if leader.here {
                     return self.replica.read_index().await;
                 }
-                match self.ask_leader(view.leader, Question::ReadIndex).await? {
+                match self.ask_leader(leader.node, Question::ReadIndex).await? {
                     Answer::ReadIndex(index) => Ok(index),
                     other => Err(other.not_decided()),
                 }
             };
-            let index = self.while_led_alike(index).await;
+            let index = self.while_led_by(leader, index).await;
             for waiting in readers {
                 waiting.answer(index.clone());
             }
@@ -293,8 +288,9 @@ impl Front {
     }
 
     /// Gives up when the leader changes, as the answer may never come then.
-    async fn while_led_alike<T>(
+    async fn while_led_by<T>(
         &self,
+        leader: Leader,
         decided: impl Future<Output = Result<T, NotDecided>>,
     ) -> Result<T, NotDecided> {
         let decided = timeout(self.answer_within, decided);
@@ -303,7 +299,7 @@ impl Front {
             decided = decided => {
                 decided.unwrap_or_else(|_elapsed| Err(NotDecided::Unknown("no answer in time".to_owned())))
             }
-            () = self.leader_changed() => Err(NotDecided::Unknown("the leader changed".to_owned())),
+            () = self.leadership.changed_from(leader) => Err(NotDecided::Unknown("the leader changed".to_owned())),
         }
     }
 
@@ -330,9 +326,10 @@ impl Front {
                 if !batch.proposals.iter().all(known) {
                     return Answer::NotDecided("a command is unknown to this version".to_owned());
                 }
-                let answers = batch.proposals.into_iter().map(|proposal| {
-                    enqueue(&self.proposals, proposal, Asker::Peer)
-                });
+                let answers = batch
+                    .proposals
+                    .into_iter()
+                    .map(|proposal| enqueue(&self.proposals, proposal, Asker::Peer));
                 match futures_util::future::try_join_all(answers).await {
                     Ok(outcomes) => Answer::Outcomes(outcomes),
                     Err(cause) => cause.into_answer(),
@@ -347,7 +344,11 @@ enum NotAnswered {
     NotDecided(NotDecided),
 }
 
-async fn enqueue<Q, A>(queue: &mpsc::Sender<Waiting<Q, A>>, question: Q, asker: Asker) -> Result<A, NotAnswered> {
+async fn enqueue<Q, A>(
+    queue: &mpsc::Sender<Waiting<Q, A>>,
+    question: Q,
+    asker: Asker,
+) -> Result<A, NotAnswered> {
     let (reply, answer) = oneshot::channel();
     let ended = || NotAnswered::NotDecided(NotDecided::Stopped("this node shuts down".to_owned()));
     match queue.try_send(Waiting { question, asker, reply }) {
@@ -360,9 +361,9 @@ async fn enqueue<Q, A>(queue: &mpsc::Sender<Waiting<Q, A>>, question: Q, asker: 
 /// A node that does not lead carries its own questions to the leader, and refuses those of peers.
 fn split_by_leader<Q, A>(
     waiting: Vec<Waiting<Q, A>>,
-    leading: bool,
+    leader: Leader,
 ) -> (Vec<Waiting<Q, A>>, Vec<Waiting<Q, A>>) {
-    waiting.into_iter().partition(|waiting| leading || waiting.asker == Asker::Here)
+    waiting.into_iter().partition(|waiting| leader.here || waiting.asker == Asker::Here)
 }
 
 impl<Q, A> Waiting<Q, A> {

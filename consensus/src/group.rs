@@ -51,15 +51,19 @@ impl<S: Replicated> Group<S> {
     pub async fn linearize(&self) -> Result<(), GroupError> {
         let deadline = Instant::now() + self.front.answer_within();
         let index = self.front.read_index().await?;
-        match timeout_at(deadline, self.changes().wait_for(|applied| *applied >= index)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(self.front.no_leader()),
-        }
+        timeout_at(deadline, self.machine.until_applied(index))
+            .await
+            .map_err(|_elapsed| self.front.no_leader())
     }
 
     /// Reads this node's replica as it is now, which may be behind. Must not block: applying waits for it.
     pub fn read<T>(&self, look: impl FnOnce(&S) -> T) -> T {
         self.machine.read(look)
+    }
+
+    /// Resolves at the next change of the local replica after the call.
+    pub(crate) async fn changed(&self) {
+        self.machine.changed().await;
     }
 
     /// The index of the last applied entry; changes after each change of the local replica.

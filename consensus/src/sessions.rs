@@ -73,7 +73,9 @@ impl Sessions {
 
     fn make_room(&mut self) {
         while self.by_run.len() >= RUNS_MAX {
-            let Some(oldest) = self.by_run.iter().min_by_key(|(_, session)| session.used).map(|(run, _)| *run) else {
+            let Some(oldest) =
+                self.by_run.iter().min_by_key(|(_, session)| session.used).map(|(run, _)| *run)
+            else {
                 return;
             };
             self.by_run.remove(&oldest);

@@ -232,12 +232,7 @@ impl Simulation {
 
     fn offer(&self, node: NodeId) -> RegionCommand {
         let total = Resources { cpu: CPUS_PER_NODE, memory_gib: CPUS_PER_NODE, disk_gib: CPUS_PER_NODE };
-        RegionCommand::OfferNode {
-            node_id: node,
-            total,
-            sandboxes_max: CPUS_PER_NODE,
-            now_ms: self.now_ms(),
-        }
+        RegionCommand::OfferNode { node_id: node, total, sandboxes_max: CPUS_PER_NODE, now_ms: self.now_ms() }
     }
 }
 

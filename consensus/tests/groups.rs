@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_api::ids::NodeId;
+use atoll_api::ids::{OrganizationId, UserId};
 use atoll_consensus::disk::Disk;
 use atoll_consensus::simulation::{Simulation, eventually};
 use atoll_consensus::state::cluster::{ClusterCommand, ClusterOutcome, OrganizationRecord};
 use atoll_consensus::{Compaction, Consensus, ConsensusConfig, GroupError, Timings};
-use atoll_api::ids::{OrganizationId, UserId};
 use atoll_mesh::dial::ByteStream;
 use atoll_mesh::link::{Link, LinkError};
 use atoll_mesh::stream::{GroupName, StreamHeader};
@@ -23,11 +23,8 @@ const N3: NodeId = NodeId(3);
 const N4: NodeId = NodeId(4);
 
 fn put(number: u128) -> ClusterCommand {
-    let organization = OrganizationRecord {
-        name: number.to_string(),
-        created_by: UserId(Uuid::nil()),
-        created_at_ms: 0,
-    };
+    let organization =
+        OrganizationRecord { name: number.to_string(), created_by: UserId(Uuid::nil()), created_at_ms: 0 };
     ClusterCommand::PutOrganization { organization_id: organization_id(number), organization }
 }
 
@@ -36,7 +33,9 @@ fn organization_id(number: u128) -> OrganizationId {
 }
 
 fn has(consensus: &Consensus, numbers: std::ops::Range<u128>) -> bool {
-    consensus.cluster().read(|state| numbers.clone().all(|n| state.organizations.contains_key(&organization_id(n))))
+    consensus
+        .cluster()
+        .read(|state| numbers.clone().all(|n| state.organizations.contains_key(&organization_id(n))))
 }
 
 async fn put_all(simulation: &Simulation, at: NodeId, numbers: std::ops::Range<u128>) {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use atoll_api::ids::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::dial::ByteStream;
@@ -55,8 +55,8 @@ pub struct SimNetwork {
 
 struct Shared {
     state: Mutex<State>,
-    /// Counts changes of paths and nodes, for those that wait for one.
-    changes: watch::Sender<u64>,
+    /// Told when paths or nodes change. Not a `watch`, which wakes those that wait in random order.
+    changed: Notify,
 }
 
 struct State {
@@ -78,7 +78,7 @@ struct Up {
 impl SimNetwork {
     pub fn new(seed: u64, weather: Weather) -> SimNetwork {
         let state = State { random: SplitMix(seed), weather, nodes: BTreeMap::new(), cut: BTreeSet::new() };
-        SimNetwork { shared: Arc::new(Shared { state: Mutex::new(state), changes: watch::Sender::new(0) }) }
+        SimNetwork { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
     }
 
     /// The node's way to the others. It works while the node is up.
@@ -141,7 +141,7 @@ impl SimNetwork {
 
     fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state());
-        self.shared.changes.send_modify(|count| *count += 1);
+        self.shared.changed.notify_waiters();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -164,8 +164,8 @@ impl SimNetwork {
 
     /// Waits until a packet can pass. `Err` when the path has been cut for too long.
     async fn passage(&self, from: NodeId, to: NodeId, deadline: Instant) -> Result<(), PathCut> {
-        let mut changes = self.shared.changes.subscribe();
         loop {
+            let changed = self.shared.changed.notified();
             let open = {
                 let state = self.state();
                 state.nodes.contains_key(&to) && !state.cut.contains(&(from, to))
@@ -173,8 +173,7 @@ impl SimNetwork {
             if open {
                 return Ok(());
             }
-            // The network holds the sender, so only time can end the wait.
-            if timeout_at(deadline, changes.changed()).await.is_err() {
+            if timeout_at(deadline, changed).await.is_err() {
                 return Err(PathCut);
             }
         }
@@ -279,12 +278,10 @@ impl Wire {
 
     async fn silence_of(&self, node: NodeId) {
         let breaks_at = Instant::now() + BREAKS_AFTER;
-        let mut changes = self.network.shared.changes.subscribe();
-        while self.network.up(node).is_none() {
-            tokio::select! {
-                biased;
-                _ = changes.changed() => {}
-                () = sleep_until(breaks_at) => return,
+        loop {
+            let changed = self.network.shared.changed.notified();
+            if self.network.up(node).is_some() || timeout_at(breaks_at, changed).await.is_err() {
+                return;
             }
         }
     }

@@ -78,7 +78,8 @@ impl Disk for MemoryDisk {
         let platter = self.platter()?;
         let mut pairs = Vec::new();
         let mut bytes = 0;
-        for (key, value) in platter.seen.get(space).into_iter().flat_map(|pairs| pairs.range(bounded(&range))) {
+        for (key, value) in platter.seen.get(space).into_iter().flat_map(|pairs| pairs.range(bounded(&range)))
+        {
             bytes += value.len();
             pairs.push((key.clone(), value.clone()));
             if bytes >= bytes_max {
@@ -111,7 +112,11 @@ impl Disk for MemoryDisk {
     }
 
     fn snapshot(&self, space: &str) -> io::Result<Option<SnapshotFile>> {
-        Ok(self.platter()?.snapshots.get(space).map(|(_, bytes)| SnapshotFile::new(MemoryBytes(Arc::clone(bytes)))))
+        Ok(self
+            .platter()?
+            .snapshots
+            .get(space)
+            .map(|(_, bytes)| SnapshotFile::new(MemoryBytes(Arc::clone(bytes)))))
     }
 
     fn save_snapshot(&self, space: &str, name: &str, bytes: &[u8]) -> io::Result<SnapshotFile> {

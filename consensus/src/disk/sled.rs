@@ -228,11 +228,15 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if Instant::now() < patient_until => thread::sleep(LOCK_AGAIN_AFTER),
+            Err(TryLockError::WouldBlock) if Instant::now() < patient_until => {
+                thread::sleep(LOCK_AGAIN_AFTER)
+            }
             Err(TryLockError::WouldBlock) => {
                 bail!("{} is in use: another node runs with this data directory", data_dir.display())
             }
-            Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("lock {}", path.display()));
+            }
         }
     }
 }

@@ -70,11 +70,15 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, StorageError> {
-        self.entries(half_open(&range), usize::MAX).await.map_err(|error| StorageIOError::read_logs(&error).into())
+        self.entries(half_open(&range), usize::MAX)
+            .await
+            .map_err(|error| StorageIOError::read_logs(&error).into())
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
-        self.entries(start..end, READ_BYTES_MAX).await.map_err(|error| StorageIOError::read_logs(&error).into())
+        self.entries(start..end, READ_BYTES_MAX)
+            .await
+            .map_err(|error| StorageIOError::read_logs(&error).into())
     }
 }
 
@@ -86,9 +90,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let state = self
             .work
             .run(move || {
-                let purged: Option<LogId> = disk.get(&space, PURGED)?.map(|bytes| decode(&bytes)).transpose()?;
+                let purged: Option<LogId> =
+                    disk.get(&space, PURGED)?.map(|bytes| decode(&bytes)).transpose()?;
                 let last = disk.last(&space, ENTRY.to_vec()..AFTER_ENTRIES.to_vec())?;
-                let last = last.map(|(_, bytes)| decode::<Entry>(&bytes)).transpose()?.map(|entry| entry.log_id);
+                let last =
+                    last.map(|(_, bytes)| decode::<Entry>(&bytes)).transpose()?.map(|entry| entry.log_id);
                 Ok(LogState { last_purged_log_id: purged, last_log_id: last.or(purged) })
             })
             .await;

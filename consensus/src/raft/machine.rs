@@ -10,10 +10,11 @@ use atoll_api::wire;
 use openraft::storage::RaftStateMachine;
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::types::{
-    Batch, Entry, LogId, Outcomes, Proposal, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
+    Batch, Entry, LogId, Outcomes, Proposal, Snapshot, SnapshotMeta, StorageError, StoredMembership,
+    TypeConfig,
 };
 use crate::disk::memory::MemoryBytes;
 use crate::disk::{Disk, DiskWork, SnapshotFile};
@@ -34,6 +35,9 @@ struct Shared<S> {
     space: String,
     applied: RwLock<Applied<S>>,
     changes: watch::Sender<u64>,
+    /// As `changes`, for waiters inside of this crate: a `watch` wakes them in random order, and no simulation could be
+    /// repeated.
+    changed: Notify,
 }
 
 #[derive(Clone, Default)]
@@ -73,7 +77,14 @@ impl<S: Replicated> Machine<S> {
             }
         };
         let changes = watch::Sender::new(index_of(applied.last));
-        let shared = Shared { disk, work, space: space.to_owned(), applied: RwLock::new(applied), changes };
+        let shared = Shared {
+            disk,
+            work,
+            space: space.to_owned(),
+            applied: RwLock::new(applied),
+            changes,
+            changed: Notify::new(),
+        };
         Ok(Machine { shared: Arc::new(shared) })
     }
 
@@ -84,9 +95,29 @@ impl<S: Replicated> Machine<S> {
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
+
+    /// Resolves at the next change after the call.
+    pub async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    pub async fn until_applied(&self, index: u64) {
+        loop {
+            let changed = self.shared.changed.notified();
+            if *self.shared.changes.borrow() >= index {
+                return;
+            }
+            changed.await;
+        }
+    }
 }
 
 impl<S> Shared<S> {
+    fn tell(&self, index: u64) {
+        self.changes.send_replace(index);
+        self.changed.notify_waiters();
+    }
+
     // A panic inside `apply` ends the replica; what readers see until the process has ended is of no matter.
     fn applied(&self) -> RwLockReadGuard<'_, Applied<S>> {
         self.applied.read().unwrap_or_else(PoisonError::into_inner)
@@ -104,7 +135,12 @@ pub fn decodes<S: Replicated>(command: &[u8]) -> bool {
 
 impl<S: Replicated> Contents<S> {
     fn apply(&mut self, batch: &Batch) -> io::Result<Outcomes> {
-        batch.proposals.iter().map(|proposal| self.apply_one(proposal)).collect::<io::Result<Vec<_>>>().map(Outcomes)
+        batch
+            .proposals
+            .iter()
+            .map(|proposal| self.apply_one(proposal))
+            .collect::<io::Result<Vec<_>>>()
+            .map(Outcomes)
     }
 
     fn apply_one(&mut self, proposal: &Proposal) -> io::Result<Bytes> {
@@ -156,7 +192,7 @@ impl<S: Replicated> RaftStateMachine<TypeConfig> for Machine<S> {
         }
         let index = index_of(applied.last);
         drop(applied);
-        self.shared.changes.send_replace(index);
+        self.shared.tell(index);
         Ok(all)
     }
 
@@ -189,7 +225,7 @@ impl<S: Replicated> RaftStateMachine<TypeConfig> for Machine<S> {
         let applied = Applied { last: inside.last_log_id, membership: inside.last_membership, contents };
         let index = index_of(applied.last);
         *self.shared.applied_mut() = applied;
-        self.shared.changes.send_replace(index);
+        self.shared.tell(index);
         Ok(())
     }
 
@@ -282,7 +318,8 @@ fn parse_meta(file: &SnapshotFile) -> io::Result<SnapshotMeta> {
 /// The checksum, and the length of the head in bytes.
 fn parse_prefix(prefix: &[u8]) -> io::Result<(u32, usize)> {
     let numbers = prefix.strip_prefix(MAGIC).ok_or_else(|| damaged("it does not begin as a snapshot"))?;
-    let number = |at: usize| numbers.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+    let number =
+        |at: usize| numbers.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
     match (number(0), number(4)) {
         (Some(sum), Some(head_length)) => Ok((sum, head_length as usize)),
         _ => Err(damaged("it is too short")),

@@ -205,9 +205,10 @@ impl Answer {
 
 pub async fn serve_rpcs(raft: &Raft<TypeConfig>, stream: ByteStream) -> Result<(), StreamError> {
     answer_all(stream, async |question| match question {
-        Question::Append(rpc) => {
-            raft.append_entries(rpc).await.map_or_else(|error| Answer::Stopped(error.to_string()), Answer::Append)
-        }
+        Question::Append(rpc) => raft
+            .append_entries(rpc)
+            .await
+            .map_or_else(|error| Answer::Stopped(error.to_string()), Answer::Append),
         Question::Vote(rpc) => {
             raft.vote(rpc).await.map_or_else(|error| Answer::Stopped(error.to_string()), Answer::Vote)
         }

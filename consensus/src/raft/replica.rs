@@ -10,7 +10,9 @@ use atoll_mesh::dial::ByteStream;
 use atoll_mesh::link::Link;
 use atoll_mesh::stream::{GroupName, StreamError};
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
-use openraft::{ChangeMembers, Config, EmptyNode, LogIdOptionExt, Raft, RaftMetrics, ServerState, SnapshotPolicy};
+use openraft::{
+    ChangeMembers, Config, EmptyNode, LogIdOptionExt, Raft, RaftMetrics, ServerState, SnapshotPolicy,
+};
 use tokio::sync::watch;
 
 use super::log::LogStore;
@@ -71,7 +73,9 @@ pub struct View {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotDecided {
     /// Ask there, or look again.
-    NotLeader { leader: Option<NodeId> },
+    NotLeader {
+        leader: Option<NodeId>,
+    },
     /// No quorum answered, or leadership was lost on the way.
     Unknown(String),
     Stopped(String),
@@ -99,7 +103,9 @@ impl Replica {
         };
         let log = LogStore::new(Arc::clone(&disk), work, &space);
         let network = GroupNetwork::new(link, group, work, Duration::from_millis(timings.heartbeat_ms));
-        let raft = Raft::new(node_id.0, config, network.clone(), log, machine.clone()).await.context("start Raft")?;
+        let raft = Raft::new(node_id.0, config, network.clone(), log, machine.clone())
+            .await
+            .context("start Raft")?;
         Ok((Replica { raft, network, node_id, space, disk, work }, machine))
     }
 
