@@ -1,7 +1,7 @@
 //! Reads what a process writes: until its pipe ends, or until it has ended itself although a child of it holds the pipe.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -11,27 +11,40 @@ use crate::reaper::ExitWatch;
 /// What one answer may carry of a program's output. Of more, the first and the last half stay.
 pub const OUTPUT_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const CHUNK_BYTES: usize = 16 * 1024;
-/// A program has ended and its pipe is still open: a background child has it. This long without a byte is the end.
+/// A program has ended and its pipe is still open: a background child has it. This long without a byte is the end,
 const QUIET: Duration = Duration::from_millis(100);
-/// And so is this much: more than a pipe could hold when the program ended (`/proc/sys/fs/pipe-max-size`).
-const AFTER_EXIT_BYTES_MAX: usize = 1024 * 1024;
+/// and so is this long whatever the child writes.
+const AFTER_EXIT_DEADLINE: Duration = Duration::from_secs(1);
 
 pub struct Stream {
     pipe: pipe::Receiver,
     exit: ExitWatch,
-    left_after_exit: usize,
+    after_exit: Option<AfterExit>,
     buffer: Box<[u8]>,
+}
+
+/// What stood in the pipe when the program was seen to have ended is read however slowly we are asked for it.
+struct AfterExit {
+    owed_bytes: usize,
+    until: Instant,
 }
 
 impl Stream {
     pub fn new(pipe: pipe::Receiver, exit: ExitWatch) -> Stream {
-        Stream { pipe, exit, left_after_exit: AFTER_EXIT_BYTES_MAX, buffer: vec![0; CHUNK_BYTES].into() }
+        Stream { pipe, exit, after_exit: None, buffer: vec![0; CHUNK_BYTES].into() }
     }
 
     /// `None` is the end. Cancel-safe.
     pub async fn next(&mut self) -> Option<&[u8]> {
-        if self.left_after_exit == 0 {
-            return None;
+        if self.exit.now().is_some() {
+            let pipe = &self.pipe;
+            let after = self.after_exit.get_or_insert_with(|| AfterExit {
+                owed_bytes: rustix::io::ioctl_fionread(pipe).map_or(0, |bytes| bytes as usize),
+                until: Instant::now() + AFTER_EXIT_DEADLINE,
+            });
+            if after.owed_bytes == 0 && Instant::now() > after.until {
+                return None;
+            }
         }
         let exit = &mut self.exit;
         let read = tokio::select! {
@@ -39,8 +52,8 @@ impl Stream {
             read = self.pipe.read(&mut self.buffer) => read.unwrap_or(0),
             () = async { exit.exited().await; tokio::time::sleep(QUIET).await } => 0,
         };
-        if self.exit.now().is_some() {
-            self.left_after_exit = self.left_after_exit.saturating_sub(read);
+        if let Some(after) = &mut self.after_exit {
+            after.owed_bytes = after.owed_bytes.saturating_sub(read);
         }
         (read > 0).then(|| &self.buffer[..read])
     }

@@ -141,9 +141,11 @@ async fn a_child_in_the_background_holds_nothing_up() {
     let world = World::new().await;
     let begin = std::time::Instant::now();
 
-    let ended = world.execute("sleep 300 & echo started").await;
+    let silent = world.execute("sleep 300 & echo started").await;
+    let chatty = world.execute("while :; do echo; sleep 0.02; done & echo started").await;
 
-    assert_eq!(ended["result"], "started\n");
+    assert_eq!(silent["result"], "started\n");
+    assert_eq!(chatty["result"].as_str().unwrap().trim(), "started");
     assert!(begin.elapsed() < std::time::Duration::from_secs(5));
 }
 
