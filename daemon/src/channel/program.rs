@@ -31,8 +31,14 @@ struct Program {
 }
 
 enum Streams {
-    Pipes { stdin: pipe::Sender, stdout: Stream, stderr: Stream },
+    Pipes(Box<Pipes>),
     Terminal(Arc<Master>),
+}
+
+struct Pipes {
+    stdin: pipe::Sender,
+    stdout: Stream,
+    stderr: Stream,
 }
 
 /// Returns a reason only when nothing was started.
@@ -50,7 +56,10 @@ pub async fn run<R: AsyncRead + Unpin>(
     let (typed, waiting) = mpsc::channel(INPUT_FRAMES_MAX);
     let (terminal, stdin, shown) = match streams {
         Streams::Terminal(master) => (Some(master), None, None),
-        Streams::Pipes { stdin, stdout, stderr } => (None, Some(stdin), Some((stdout, stderr))),
+        Streams::Pipes(pipes) => {
+            let Pipes { stdin, stdout, stderr } = *pipes;
+            (None, Some(stdin), Some((stdout, stderr)))
+        }
     };
     let feeding = async {
         match (&terminal, stdin) {
@@ -132,11 +141,12 @@ fn start(daemon: &Daemon, open: &ChannelOpen) -> io::Result<Program> {
             let piped = |pipe: Option<pipe::Receiver>| {
                 Stream::new(pipe.expect("started with split output"), running.exit.clone())
             };
-            let streams = Streams::Pipes {
+            let pipes = Pipes {
                 stdin: running.stdin.expect("started with piped input"),
                 stdout: piped(running.stdout),
                 stderr: piped(running.stderr),
             };
+            let streams = Streams::Pipes(Box::new(pipes));
             Ok(Program { leader: running.pid, exit: running.exit, streams })
         }
     }
