@@ -1,3 +1,4 @@
 //! What the fault tests stand on: real clusters of `atoll dev`, and the simulated tier.
 
 pub mod dev;
+pub mod history;
