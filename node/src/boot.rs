@@ -42,6 +42,7 @@ use crate::duties::Duties;
 use crate::events::publish_changes;
 use crate::founding;
 use crate::heartbeat::Heartbeats;
+use crate::local::LocalSandboxes;
 use crate::owner::Owner;
 use crate::peers::{Load, Peers};
 use crate::rest::{self, Component, Readiness};
@@ -139,14 +140,17 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
 
     // Control and the services that peers ask for.
     let forwarder = Arc::new(Forwarder { cluster: cluster.clone(), link: link.clone() });
+    let activity = Arc::new(Activity::default());
+    let sandboxes = LocalSandboxes { runner: runner.clone(), activity: activity.clone() };
     let directory = Arc::new(MeshDirectory {
         home: config.region.clone(),
         cluster: cluster.clone(),
         region: region.clone(),
         forwarder: forwarder.clone(),
-        activity: Arc::new(Activity::default()),
+        activity: activity.clone(),
         remembered: Mutex::new(HashMap::new()),
     });
+    let dial = Arc::new(Dialer { directory: directory.clone(), sandboxes: sandboxes.clone(), link });
     let control = Arc::new(ControlPlane {
         home: config.region.clone(),
         cluster: cluster.clone(),
@@ -164,24 +168,24 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
             cluster: cluster.clone(),
             secret: secret.clone(),
             peers: peers.clone(),
+            dial: dial.clone(),
             default_snapshot: config.default_snapshot.clone(),
         },
         forwarder,
     });
-    let services =
-        Services { control: control.clone(), directory: directory.clone(), runner: runner.clone() };
+    let services = Services { control: control.clone(), directory: directory.clone(), sandboxes };
     if streams.services.set(services).is_err() {
         bail!("services are set once");
     }
     duties.settle_in(&cancel).await?;
-    let owner = Arc::new(Owner { me, region: region.clone(), runner: runner.clone() });
+    let owner = Arc::new(Owner { me, region: region.clone(), runner: runner.clone(), activity });
     tasks.spawn(owner.clone().follow_placements(cancel.clone()));
+    tasks.spawn(owner.clone().retire_idle(cancel.clone()));
     tasks.spawn(owner.propose_reports(reports, cancel.clone()));
     tasks.spawn(duties.judge(cancel.clone()));
     tasks.spawn(watch_removals(mesh.clone(), cluster.clone(), cancel.clone()));
 
     // Doors.
-    let dial = Arc::new(Dialer { directory: directory.clone(), runner: runner.clone(), link });
     let ssh_config = SshConfig::new(config.listen.ssh, *ssh_host_key.reveal());
     let ssh = SshServer::start(ssh_config, directory.clone(), dial.clone())
         .await

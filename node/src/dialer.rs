@@ -11,17 +11,18 @@ use atoll_mesh::dial::{ByteStream, DIAL_DEADLINE_MS, Dial, DialError};
 use atoll_mesh::link::{Link, LinkError};
 use atoll_mesh::stream::{StreamHeader, read_message};
 use atoll_mesh::tunnel::{TUNNEL_ANSWER_BYTES_MAX, TunnelAnswer};
-use atoll_runner::{RunnerDialError, RunnerHandle};
+use atoll_runner::RunnerDialError;
 use tracing::debug;
 
 use crate::directory::{Freshness, MeshDirectory};
+use crate::local::LocalSandboxes;
 
 /// First as the replica says, once more after a linearizable look when the owner said that it moved.
 const ATTEMPTS_MAX: usize = 2;
 
 pub struct Dialer {
     pub directory: Arc<MeshDirectory>,
-    pub runner: RunnerHandle,
+    pub sandboxes: LocalSandboxes,
     pub link: Arc<dyn Link>,
 }
 
@@ -74,8 +75,8 @@ impl Dialer {
         if placement.node_id != self.link.local_node() {
             return self.tunnel(sandbox, placement, request_id).await;
         }
-        match self.runner.dial(sandbox.sandbox_id(), placement.generation, sandbox.target()).await {
-            Ok(stream) => Ok(Attempt::Connected(Box::new(stream))),
+        match self.sandboxes.dial(sandbox.sandbox_id(), placement.generation, sandbox.target()).await {
+            Ok(stream) => Ok(Attempt::Connected(stream)),
             Err(RunnerDialError::Stale { .. } | RunnerDialError::NotHere) => Ok(Attempt::Moved),
             Err(error) => Err(dial_error(error, sandbox.target())),
         }

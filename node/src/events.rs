@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_api::ids::{RegionName, SandboxId};
 use atoll_api::rest::SandboxState;
@@ -11,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::verb::SandboxView;
 use crate::rest::{SandboxEvent, public_state};
+
+const LOOK_FOR_LISTENERS_EVERY: Duration = Duration::from_millis(200);
 
 pub async fn publish_changes(
     home: RegionName,
@@ -35,6 +38,8 @@ pub async fn publish_changes(
         tokio::select! {
             _ = cancel.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
+            // A listener that has just come: what it is told begins with what is there by then.
+            _ = tokio::time::sleep(LOOK_FOR_LISTENERS_EVERY), if said.is_none() => {}
         }
     }
 }

@@ -18,7 +18,9 @@ mod events;
 mod files;
 mod founding;
 mod heartbeat;
+mod idle;
 mod joining;
+mod local;
 mod make_config;
 mod owner;
 mod peers;
@@ -94,10 +96,10 @@ async fn run(command: Command) -> Result<ExitCode> {
 
 fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
-    // Pingora logs each virtual socket that is not pooled as an error; here that is the design.
-    let filter = EnvFilter::try_from_env("ATOLL_LOG").unwrap_or_else(|_| {
-        EnvFilter::new("info,openraft=warn,pingora_core=off,pingora_proxy=off,sled=warn")
-    });
+    // Pingora logs each virtual socket that is not pooled as an error; here that is the design. openraft logs every
+    // heartbeat that a dead peer does not answer; what follows from it our own crates say once.
+    let filter = EnvFilter::try_from_env("ATOLL_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=off,pingora_core=off,pingora_proxy=off,sled=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::env::var("ATOLL_LOG_FORMAT").is_ok_and(|format| format == "json") {
         builder.json().init();

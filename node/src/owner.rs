@@ -3,20 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_api::ids::NodeId;
-use atoll_api::sandbox::Placement;
+use atoll_api::ids::{NodeId, SandboxId};
+use atoll_api::sandbox::{Desired, Placement};
 use atoll_consensus::group::RegionGroup;
 use atoll_consensus::state::region::{RegionCommand, RegionOutcome};
 use atoll_runner::{Assignment, Report, ReportKind, RunnerHandle};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
+use crate::activity::Activity;
 use crate::clock::now_ms;
+use crate::idle::idle_wish;
 
 /// The wanted list is given again even when nothing changed: a lost change may delay, never lose.
 const TICK: Duration = Duration::from_secs(2);
+/// How often sandboxes that nobody uses are looked for.
+const IDLE_TICK: Duration = Duration::from_secs(10);
 /// Reports being decided at once. More wait in the runner's bounded channel.
 const REPORTS_IN_FLIGHT_MAX: usize = 256;
 
@@ -24,6 +28,7 @@ pub struct Owner {
     pub me: NodeId,
     pub region: RegionGroup,
     pub runner: RunnerHandle,
+    pub activity: Arc<Activity>,
 }
 
 impl Owner {
@@ -61,6 +66,33 @@ impl Owner {
                 };
             Some(state.assignments(self.me).map(assignment).collect())
         })
+    }
+
+    /// Stops and deletes sandboxes of this node that have been idle for as long as their intervals say.
+    pub async fn retire_idle(self: Arc<Self>, cancel: CancellationToken) {
+        // What was used before this process began is not known: every interval begins anew.
+        let began_at_ms = now_ms();
+        let mut tick = tokio::time::interval(IDLE_TICK);
+        loop {
+            tokio::select! {
+                _ = cancel.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let idle: Vec<(SandboxId, Desired)> = self.region.read(|state| {
+                let wish = |(sandbox_id, record)| {
+                    let used_at_ms = self.activity.last_ms(sandbox_id).unwrap_or(began_at_ms);
+                    Some((sandbox_id, idle_wish(record, Some(used_at_ms), now_ms())?))
+                };
+                state.assignments(self.me).filter_map(wish).collect()
+            });
+            for (sandbox_id, desired) in idle {
+                info!(%sandbox_id, ?desired, "idle for its whole interval");
+                let wish = RegionCommand::SetDesired { sandbox_id, desired, now_ms: now_ms() };
+                if let Err(error) = self.region.propose(wish).await {
+                    warn!(%sandbox_id, %error, "idle sandbox not retired, it will be looked at again");
+                }
+            }
+        }
     }
 
     /// Proposes what the runner reports. What cannot be decided now is reported again on the runner's tick.

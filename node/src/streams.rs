@@ -9,13 +9,13 @@ use atoll_consensus::Consensus;
 use atoll_mesh::dial::ByteStream;
 use atoll_mesh::link::StreamHandler;
 use atoll_mesh::stream::StreamHeader;
-use atoll_runner::RunnerHandle;
 use tracing::{Instrument, debug, info_span};
 
 use crate::control::forward::{serve_forward, serve_status};
 use crate::control::plane::ControlPlane;
 use crate::directory::MeshDirectory;
 use crate::heartbeat::serve_heartbeat;
+use crate::local::LocalSandboxes;
 use crate::peers::Peers;
 use crate::tunnel::serve_tunnel;
 
@@ -29,7 +29,7 @@ pub struct Streams {
 pub struct Services {
     pub control: Arc<ControlPlane>,
     pub directory: Arc<MeshDirectory>,
-    pub runner: RunnerHandle,
+    pub sandboxes: LocalSandboxes,
 }
 
 #[async_trait]
@@ -52,8 +52,8 @@ impl Streams {
             }
             StreamHeader::Heartbeat => serve_heartbeat(&self.peers, peer, stream).await,
             StreamHeader::Tunnel { sandbox_id, generation, target, request_id } => {
-                let runner = &self.services()?.runner;
-                serve_tunnel(runner, peer, sandbox_id, generation, target, request_id, stream).await
+                let sandboxes = &self.services()?.sandboxes;
+                serve_tunnel(sandboxes, peer, sandbox_id, generation, target, request_id, stream).await
             }
             StreamHeader::Forward { request_id } => {
                 let span = info_span!("forward", %request_id);

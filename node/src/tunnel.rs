@@ -5,13 +5,14 @@ use atoll_api::ids::{Generation, NodeId, RequestId, SandboxId};
 use atoll_mesh::dial::ByteStream;
 use atoll_mesh::stream::{answer, write_message};
 use atoll_mesh::tunnel::TunnelAnswer;
-use atoll_runner::{RunnerDialError, RunnerHandle};
+use atoll_runner::RunnerDialError;
 use tracing::debug;
 
 use crate::dialer::dial_error;
+use crate::local::LocalSandboxes;
 
 pub async fn serve_tunnel(
-    runner: &RunnerHandle,
+    sandboxes: &LocalSandboxes,
     peer: NodeId,
     sandbox_id: SandboxId,
     generation: Generation,
@@ -19,7 +20,7 @@ pub async fn serve_tunnel(
     request_id: RequestId,
     mut tunnel: ByteStream,
 ) -> anyhow::Result<()> {
-    let refusal = match runner.dial(sandbox_id, generation, target).await {
+    let refusal = match sandboxes.dial(sandbox_id, generation, target).await {
         Ok(mut sandbox) => {
             write_message(&mut tunnel, &TunnelAnswer::Connected).await?;
             // An end that breaks off is the ordinary end of a proxied connection.

@@ -721,11 +721,15 @@ impl Slot {
         let mut slot = Slot::fresh(Container::Absent, Ownership::Wanted, now);
         slot.desired_version = Some(assignment.desired_version);
         match &assignment.phase {
-            Phase::Running | Phase::Stopping | Phase::Stopped => {
+            Phase::Running | Phase::Stopping | Phase::Stopped | Phase::Lost => {
+                slot.fail(Some(assignment.desired_version), GONE)
+            }
+            // A start that was wished later than the create: there was a disk, and an empty one must not take its place.
+            Phase::Starting if assignment.desired_version > 1 => {
                 slot.fail(Some(assignment.desired_version), GONE)
             }
             Phase::Failed { reason } => slot.fail(Some(assignment.desired_version), reason),
-            Phase::Pending | Phase::Starting | Phase::Lost => {}
+            Phase::Pending | Phase::Starting => {}
         }
         slot
     }

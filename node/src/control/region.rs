@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atoll_api::access::Caller;
-use atoll_api::ids::{RegionName, SandboxId};
+use atoll_api::access::{Caller, Credential, Target, authorize};
+use atoll_api::ids::{RegionName, RequestId, SandboxId};
 use atoll_api::rest::SandboxState;
 use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
@@ -17,6 +17,7 @@ use atoll_consensus::state::region::{
     Cursor, Intervals, NewSandbox, RegionCommand, RegionOutcome, RegionRejection, SandboxFilter,
     SandboxRecord,
 };
+use atoll_mesh::dial::{Dial, DialError};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use tracing::{info, warn};
@@ -44,6 +45,7 @@ pub struct RegionVerbs {
     pub cluster: ClusterGroup,
     pub secret: Arc<ClusterSecret>,
     pub peers: Arc<Peers>,
+    pub dial: Arc<dyn Dial>,
     pub default_snapshot: String,
 }
 
@@ -124,7 +126,7 @@ impl RegionVerbs {
                 .await
             }
             Verb::ValidateSsh { token } => self.validate_ssh(caller, &token).await,
-            Verb::Touch { sandbox } => self.found(caller, &sandbox).await.map(|_| VerbAnswer::Done),
+            Verb::Touch { sandbox } => self.touch(caller, sandbox).await,
             Verb::ListSnapshots
             | Verb::GetSnapshot { .. }
             | Verb::ClusterStatus
@@ -304,6 +306,21 @@ impl RegionVerbs {
             created_at_ms,
             expires_at_ms,
         })
+    }
+
+    /// A connection is use, and its owner sees it: there is no other way to say it.
+    async fn touch(&self, caller: &Caller, sandbox: SandboxReference) -> Result<VerbAnswer, VerbError> {
+        let view = self.found(caller, &sandbox).await?;
+        let facts =
+            self.group.read(|state| state.facts(view.sandbox_id)).ok_or_else(|| not_found(&sandbox))?;
+        let credential = Credential::Caller(caller.clone());
+        let authorized =
+            authorize(&credential, &facts, Target::Daemon, now_ms()).map_err(|_| not_found(&sandbox))?;
+        match self.dial.dial(&authorized, &RequestId::from_random(rand::random())).await {
+            // What does not run cannot be idle.
+            Ok(_) | Err(DialError::NotRunning { .. }) => Ok(VerbAnswer::Done),
+            Err(error) => Err(VerbError::Unavailable { message: error.to_string(), retry_after_s: 1 }),
+        }
     }
 
     async fn validate_ssh(&self, caller: &Caller, token: &str) -> Result<VerbAnswer, VerbError> {

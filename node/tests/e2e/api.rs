@@ -159,7 +159,7 @@ fn bad_requests(world: &World) {
         ("/sandbox".into(), "[]".into(), 400),
         ("/sandbox".into(), r#"{"cpu": "many"}"#.into(), 400),
         ("/sandbox".into(), r#"{"cpu": -1}"#.into(), 400),
-        ("/sandbox".into(), r#"{"name": ""}"#.into(), 400),
+        ("/sandbox".into(), r#"{"name": "a/b"}"#.into(), 400),
         ("/sandbox".into(), r#"{"env": {"A": 1}}"#.into(), 400),
         ("/sandbox".into(), r#"{"snapshot": "no-such-snapshot"}"#.into(), 404),
         ("/sandbox".into(), format!(r#"{{"name": "{}"}}"#, "x".repeat(2 * 1024 * 1024)), 413),

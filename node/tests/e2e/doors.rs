@@ -156,6 +156,8 @@ while True:
     while (line := f.readline().strip()):
         name, _, value = line.partition(b': ')
         if name.lower() == b'sec-websocket-key': key = value
+    if not key:
+        c.close(); continue
     accept = base64.b64encode(hashlib.sha1(key + b'258EAFA5-E914-47DA-95CA-C5AB0DC85B11').digest())
     f.write(b'HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ' + accept + b'\r\n\r\n'); f.flush()
     while (head := f.read(2)) and head[0] & 15 == 1:
@@ -170,7 +172,7 @@ fn websocket(world: &World) {
     let sandbox = world.create(0);
     let upload = world.toolbox(1, &sandbox, Method::POST, "/files/upload-v2?path=/home/daytona/echo.py");
     world.send(upload.body(ECHO)).expect(200);
-    world.serve(&sandbox, 8001, "while true; do python3 ~/echo.py; done");
+    world.serve(&sandbox, 8001, "python3 ~/echo.py");
     let token = world.preview_token(&sandbox, 8001);
     let base = world.cluster.node(world.other_than(&sandbox)).http.replace("http://", "ws://");
     let mut request = format!("{base}/ws").into_client_request().unwrap();

@@ -124,8 +124,9 @@ fn join_and_remove(world: &World) {
     world.eventually(Duration::from_secs(20), || {
         let request =
             world.http.get("http://127.0.0.1:30500/api/sandbox").bearer_auth(&world.cluster.ready.api_key);
-        let status = world.block_on(async { request.send().await.map(|answer| answer.status().as_u16()) });
-        (status.as_ref().is_ok_and(|status| *status == 503), status)
+        let status =
+            world.block_on(async { request.send().await.map_or(0, |answer| answer.status().as_u16()) });
+        (status == 503, status)
     });
     atoll_chaos_tests::dev::signal(node.id(), "TERM").unwrap();
     node.wait().unwrap();

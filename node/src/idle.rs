@@ -1,0 +1,97 @@
+//! What becomes of a sandbox that nobody uses: stopped after its auto-stop interval, deleted after its auto-delete one.
+
+use atoll_api::sandbox::{Desired, Phase};
+use atoll_consensus::state::region::SandboxRecord;
+
+const MINUTE_MS: u64 = 60_000;
+
+/// The wish that an owner should propose now. `used_at_ms`: the last use that this node has seen, if any.
+/// A change of the record counts as use.
+pub fn idle_wish(record: &SandboxRecord, used_at_ms: Option<u64>, now_ms: u64) -> Option<Desired> {
+    let used_at_ms = used_at_ms.unwrap_or(0).max(record.updated_at_ms);
+    let idle_for = |minutes: u64| now_ms.saturating_sub(used_at_ms) >= minutes * MINUTE_MS;
+    match (&record.phase, record.desired) {
+        (Phase::Running, Desired::Running) => {
+            let minutes = u64::from(record.auto_stop_minutes);
+            (minutes > 0 && idle_for(minutes)).then_some(Desired::Stopped)
+        }
+        (Phase::Stopped, Desired::Stopped) => {
+            let minutes = u64::try_from(record.auto_delete_minutes).ok()?;
+            idle_for(minutes).then_some(Desired::Deleted)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use atoll_api::ids::{Generation, NodeId, OrganizationId};
+    use atoll_api::sandbox::{Placement, Resources, SandboxSpec};
+    use atoll_api::tokens::TokenHash;
+
+    use super::*;
+
+    fn record(
+        phase: Phase,
+        desired: Desired,
+        auto_stop_minutes: u32,
+        auto_delete_minutes: i32,
+    ) -> SandboxRecord {
+        SandboxRecord {
+            organization_id: OrganizationId(uuid::Uuid::nil()),
+            name: "s".into(),
+            spec: SandboxSpec {
+                snapshot: "base".into(),
+                image: "base".into(),
+                user: "daytona".into(),
+                env: BTreeMap::new(),
+                entrypoint: Vec::new(),
+                resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 1 },
+                network_block_all: false,
+                allow_sudo: true,
+            },
+            labels: BTreeMap::new(),
+            public: false,
+            auto_stop_minutes,
+            auto_archive_minutes: 0,
+            auto_delete_minutes,
+            preview_token_hash: TokenHash::of(""),
+            desired,
+            phase,
+            placement: Placement { node_id: NodeId(1), generation: Generation::FIRST },
+            created_at_ms: 0,
+            updated_at_ms: 0,
+            desired_version: 1,
+        }
+    }
+
+    #[test]
+    fn a_running_sandbox_stops_when_its_interval_has_passed_without_use() {
+        let sandbox = record(Phase::Running, Desired::Running, 15, -1);
+
+        assert_eq!(idle_wish(&sandbox, None, 15 * MINUTE_MS - 1), None);
+        assert_eq!(idle_wish(&sandbox, None, 15 * MINUTE_MS), Some(Desired::Stopped));
+        assert_eq!(idle_wish(&sandbox, Some(MINUTE_MS), 15 * MINUTE_MS), None);
+    }
+
+    #[test]
+    fn an_interval_of_zero_never_stops() {
+        assert_eq!(idle_wish(&record(Phase::Running, Desired::Running, 0, -1), None, u64::MAX), None);
+    }
+
+    #[test]
+    fn a_stopped_sandbox_is_deleted_after_its_interval_and_never_when_that_is_negative() {
+        assert_eq!(idle_wish(&record(Phase::Stopped, Desired::Stopped, 0, -1), None, u64::MAX), None);
+        let sandbox = record(Phase::Stopped, Desired::Stopped, 0, 2);
+        assert_eq!(idle_wish(&sandbox, None, 2 * MINUTE_MS - 1), None);
+        assert_eq!(idle_wish(&sandbox, None, 2 * MINUTE_MS), Some(Desired::Deleted));
+    }
+
+    #[test]
+    fn a_sandbox_on_its_way_is_left_alone() {
+        assert_eq!(idle_wish(&record(Phase::Starting, Desired::Running, 1, 1), None, u64::MAX), None);
+        assert_eq!(idle_wish(&record(Phase::Stopped, Desired::Running, 1, 1), None, u64::MAX), None);
+    }
+}
