@@ -54,7 +54,7 @@ pub enum Change {
 pub struct SnapshotFile(Arc<dyn SnapshotBytes>);
 
 pub trait SnapshotBytes: Send + Sync {
-    fn len(&self) -> u64;
+    fn bytes_total(&self) -> u64;
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>>;
 }
 
@@ -69,7 +69,7 @@ impl SnapshotFile {
     }
 
     pub fn bytes_total(&self) -> u64 {
-        self.0.len()
+        self.0.bytes_total()
     }
 
     pub fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
@@ -77,14 +77,14 @@ impl SnapshotFile {
     }
 
     pub fn read_all(&self) -> io::Result<Vec<u8>> {
-        let length = usize::try_from(self.0.len()).map_err(io::Error::other)?;
+        let length = usize::try_from(self.0.bytes_total()).map_err(io::Error::other)?;
         self.0.read_at(0, length)
     }
 }
 
 impl fmt::Debug for SnapshotFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SnapshotFile({} bytes)", self.0.len())
+        write!(f, "SnapshotFile({} bytes)", self.0.bytes_total())
     }
 }
 

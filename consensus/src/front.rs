@@ -358,11 +358,11 @@ async fn enqueue<Q, A>(
     }
 }
 
+type Carried<Q, A> = Vec<Waiting<Q, A>>;
+type Refused<Q, A> = Vec<Waiting<Q, A>>;
+
 /// A node that does not lead carries its own questions to the leader, and refuses those of peers.
-fn split_by_leader<Q, A>(
-    waiting: Vec<Waiting<Q, A>>,
-    leader: Leader,
-) -> (Vec<Waiting<Q, A>>, Vec<Waiting<Q, A>>) {
+fn split_by_leader<Q, A>(waiting: Vec<Waiting<Q, A>>, leader: Leader) -> (Carried<Q, A>, Refused<Q, A>) {
     waiting.into_iter().partition(|waiting| leader.here || waiting.asker == Asker::Here)
 }
 

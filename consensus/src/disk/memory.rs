@@ -155,7 +155,7 @@ fn change_all(spaces: &mut Spaces, space: &str, changes: Vec<Change>) {
 pub struct MemoryBytes(pub Arc<Vec<u8>>);
 
 impl SnapshotBytes for MemoryBytes {
-    fn len(&self) -> u64 {
+    fn bytes_total(&self) -> u64 {
         self.0.len() as u64
     }
 

@@ -1,8 +1,9 @@
 //! The real disk: one sled database per node, and snapshots as files beside it.
 //!
 //! Three things sled does not do are done here. Its `flush` ends in `sync_file_range`, which is not durable, so
-//! [`Disk::sync`] adds an fdatasync of its file. Values above some 128 KiB go to files that it never syncs, so values
-//! are cut into pieces below 32 KiB. And its own lock fails obscurely, so a lock file of ours comes first.
+//! [`Disk::sync`] adds an fdatasync of its file. Pages of its tree above 128 KiB go to files that it never syncs, and a
+//! page holds several values, so values are cut into pieces of 4 KiB. And its own lock fails obscurely, so a lock file of
+//! ours comes first.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -20,7 +21,8 @@ use super::{Change, Disk, Pair, SnapshotBytes, SnapshotFile, SnapshotSink};
 const FORMAT_VERSION: &[u8] = b"1";
 const FORMAT_KEY: &[u8] = b"format";
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
-const PIECE_BYTES_MAX: usize = 30 * 1024;
+/// A leaf of sled's tree holds up to 17 pieces, and must stay below a quarter of a segment, 128 KiB.
+const PIECE_BYTES_MAX: usize = 4 * 1024;
 /// A predecessor that is just ending may hold the lock this long.
 const LOCKED_AT_MOST: Duration = Duration::from_secs(2);
 const LOCK_AGAIN_AFTER: Duration = Duration::from_millis(20);
@@ -308,7 +310,7 @@ impl FileBytes {
 }
 
 impl SnapshotBytes for FileBytes {
-    fn len(&self) -> u64 {
+    fn bytes_total(&self) -> u64 {
         self.length
     }
 
