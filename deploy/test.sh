@@ -35,6 +35,9 @@ install_sdks() {
 
 run_tests() {
   say "cargo test"
+  # The daemon as it ships, built by node/build.rs.
+  export ATOLL_DAEMON_BINARY=$CARGO_TARGET_DIR/daemon-static/$(uname -m)-unknown-linux-gnu/daemon/atoll-daemon
+  export ATOLL_BINARY=$CARGO_TARGET_DIR/debug/atoll
   export ATOLL_TESTS_REQUIRE_ALL=1 ATOLL_PYTHON=$sdks/python/bin/python ATOLL_NODE_MODULES=$sdks/node/node_modules
   cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
 }

@@ -90,7 +90,8 @@ pub struct Timing {
     pub raft_heartbeat_ms: u64,
     pub election_min_ms: u64,
     pub election_max_ms: u64,
-    /// Without a leader for so long, a request is answered 503.
+    /// Without a leader for so long, a request is answered 503. Above the time of an ordinary election
+    /// (`2 × election_max_ms`), so that one leader's death is a pause and not an error.
     pub no_leader_ms: u64,
     pub node_heartbeat_ms: u64,
     /// A node that has lost its lease stops its sandboxes after this.
@@ -103,9 +104,9 @@ impl Default for Timing {
     fn default() -> Self {
         Timing {
             raft_heartbeat_ms: 100,
-            election_min_ms: 400,
-            election_max_ms: 800,
-            no_leader_ms: 3_000,
+            election_min_ms: 300,
+            election_max_ms: 600,
+            no_leader_ms: 2_000,
             node_heartbeat_ms: 500,
             self_fence_after_ms: 4_000,
             node_down_after_ms: 6_000,
@@ -157,10 +158,12 @@ impl Config {
             timing.self_fence_after_ms < timing.node_down_after_ms,
             "timing.self_fence_after_ms must be below timing.node_down_after_ms, or two nodes could run one sandbox"
         );
+        let elections_ok = timing.raft_heartbeat_ms * 2 <= timing.election_min_ms
+            && timing.election_min_ms < timing.election_max_ms
+            && timing.election_max_ms * 2 <= timing.no_leader_ms;
         ensure!(
-            timing.raft_heartbeat_ms * 2 <= timing.election_min_ms
-                && timing.election_min_ms < timing.election_max_ms,
-            "timing: 2 × raft_heartbeat_ms ≤ election_min_ms < election_max_ms"
+            elections_ok,
+            "timing: 2 × raft_heartbeat_ms ≤ election_min_ms < election_max_ms ≤ ½ no_leader_ms must hold"
         );
         Ok(())
     }
