@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use atoll_api::ids::NodeId;
-use atoll_certs::ca::{ClusterCa, node_id_of_request};
+use atoll_certs::ca::node_id_of_request;
 use atoll_certs::seal::ClusterSecret;
 use atoll_consensus::group::ClusterGroup;
 use atoll_consensus::state::cluster::{
@@ -19,9 +19,7 @@ use atoll_mesh::join::{JoinHandler, JoinPeer, JoinRefusal, JoinRequest, JoinResp
 use tracing::info;
 
 use crate::clock::now_ms;
-
-/// The purpose under which the CA's key is sealed in the cluster state.
-pub const SEALED_CA_KEY: &str = "ca key";
+use crate::trust::cluster_ca;
 
 /// Who belongs to the mesh and where they are. Before the first replica has arrived: the peers named at the join.
 pub struct Membership {
@@ -101,9 +99,7 @@ impl JoinHandler for Admission {
 
 impl Admission {
     fn sign(&self, identity: &ClusterIdentity, csr_der: &[u8], node_id: NodeId) -> Result<String> {
-        let key = self.secret.unseal(SEALED_CA_KEY, &identity.sealed_ca_key).context("unseal the CA key")?;
-        let key = String::from_utf8(key).context("read the CA key as text")?;
-        let ca = ClusterCa::from_pem(&identity.ca_certificate_pem, &key).context("read the CA")?;
+        let ca = cluster_ca(identity, &self.secret)?;
         ca.sign_node(csr_der, node_id, SystemTime::now()).context("sign the certificate")
     }
 }

@@ -14,7 +14,7 @@ use atoll_certs::identity::NodeIdentity;
 use atoll_certs::public_tls::{PublicCertificates, PublicName, edge_server_config};
 use atoll_certs::seal::ClusterSecret;
 use atoll_certs::ssh_host_key::SshHostKeySeed;
-use atoll_consensus::state::cluster::{ClusterCommand, ClusterOutcome, ClusterRejection};
+use atoll_consensus::state::cluster::{ClusterCommand, ClusterOutcome, ClusterRejection, ClusterState};
 use atoll_consensus::{ClusterGroup, Compaction, Consensus, ConsensusConfig, RegionGroup, Timings};
 use atoll_edge::{CookieKey, Edge, EdgeConfig, EdgeLimits};
 use atoll_mesh::endpoint::{MeshConfig, MeshEndpoint};
@@ -27,10 +27,10 @@ use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::activity::Activity;
-use crate::admission::{Admission, Membership, SEALED_CA_KEY};
+use crate::admission::{Admission, Membership};
 use crate::config::{Config, Layout};
 use crate::control::cluster::ClusterVerbs;
 use crate::control::forward::Forwarder;
@@ -48,6 +48,7 @@ use crate::peers::{Load, Peers};
 use crate::rest::{self, Component, Readiness};
 use crate::runtimes;
 use crate::streams::{Services, Streams};
+use crate::trust::{Renewal, cluster_ca};
 
 /// How long a stopping node waits for requests in flight.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -100,16 +101,13 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let (serving, handler, stop) = (mesh.clone(), streams.clone(), cancel.clone());
     tasks.spawn(async move { serving.serve(handler, admission, stop).await });
     found_if_pending(&config, &consensus).await?;
-    let (ca_fingerprint, ssh_host_key, edge_tls) = {
+    let (ca_fingerprint, ssh_host_key, public) = {
         let identity = replica_arrives(&cluster, &cancel).await?;
         let host_key = SshHostKeySeed::unseal(&secret, &identity.sealed_ssh_host_key)
             .context("unseal the SSH host key")?;
-        let ca_key = secret.unseal(SEALED_CA_KEY, &identity.sealed_ca_key).context("unseal the CA key")?;
-        let ca_key = String::from_utf8(ca_key).context("the sealed CA key is not text")?;
-        let ca = atoll_certs::ca::ClusterCa::from_pem(&identity.ca_certificate_pem, &ca_key)?;
+        let ca = cluster_ca(&identity, &secret)?;
         let certificate = ca.sign_server(&public_names(&config)?, SystemTime::now())?;
-        let tls = edge_server_config(PublicCertificates::new(certificate)?);
-        (ca.fingerprint(), host_key, Arc::new(tls))
+        (ca.fingerprint(), host_key, PublicCertificates::new(certificate)?)
     };
 
     // Sandboxes.
@@ -183,7 +181,16 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     tasks.spawn(owner.clone().retire_idle(cancel.clone()));
     tasks.spawn(owner.propose_reports(reports, cancel.clone()));
     tasks.spawn(duties.judge(cancel.clone()));
-    tasks.spawn(watch_removals(mesh.clone(), cluster.clone(), cancel.clone()));
+    let renewal = Renewal {
+        cluster: cluster.clone(),
+        secret: secret.clone(),
+        layout: layout.clone(),
+        mesh: mesh.clone(),
+        public: public.clone(),
+        public_names: public_names(&config)?,
+    };
+    tasks.spawn(renewal.run(cancel.clone()));
+    tasks.spawn(watch_members(mesh.clone(), cluster.clone(), cancel.clone()));
 
     // Doors.
     let ssh_config = SshConfig::new(config.listen.ssh, *ssh_host_key.reveal());
@@ -214,7 +221,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         threads: None,
         limits: EdgeLimits::default(),
     };
-    let edge_tls = config.listen.https.map(|_| edge_tls);
+    let edge_tls = config.listen.https.map(|_| Arc::new(edge_server_config(public.clone())));
     let edge = Edge::start(edge_config, edge_tls, directory, dial).context("open the edge")?;
     serving.store(true, Ordering::Release);
     info!(http = %config.listen.http, ssh = %config.listen.ssh, mesh = %config.listen.mesh, "node serves");
@@ -344,16 +351,20 @@ async fn replica_arrives(
     }
 }
 
-/// A removed node's live connections end at once, not when they happen to break.
-async fn watch_removals(mesh: MeshEndpoint, cluster: ClusterGroup, cancel: CancellationToken) {
+/// A removed node's live connections end at once, not when they happen to break; a node that has moved is dialled anew.
+async fn watch_members(mesh: MeshEndpoint, cluster: ClusterGroup, cancel: CancellationToken) {
+    let members = |state: &ClusterState| -> (BTreeMap<NodeId, String>, usize) {
+        let addresses = state.nodes.iter().map(|(node_id, node)| (*node_id, node.addresses.mesh.clone()));
+        (addresses.collect(), state.removed_nodes.len())
+    };
     let mut changes = cluster.changes();
-    let mut removed = 0;
+    let mut known = cluster.read(members);
     loop {
         changes.borrow_and_update();
-        let now = cluster.read(|state| state.removed_nodes.len());
-        if now != removed {
-            removed = now;
-            warn!(removed, "a node was removed, looking over the connections");
+        let now = cluster.read(members);
+        if now != known {
+            info!(nodes = now.0.len(), removed = now.1, "members have changed, looking over the connections");
+            known = now;
             mesh.recheck();
         }
         tokio::select! {

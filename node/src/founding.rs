@@ -15,11 +15,11 @@ use atoll_consensus::state::cluster::{
     ApiKeyRecord, ClusterCommand, ClusterIdentity, NodeRecord, OrganizationRecord, SnapshotRecord,
 };
 
-use crate::admission::SEALED_CA_KEY;
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::duties::COMMAND_VERSION;
 use crate::files::write_private;
+use crate::trust::SEALED_CA_KEY;
 
 /// What a create without numbers gets.
 const DEFAULT_RESOURCES: Resources = Resources { cpu: 1, memory_gib: 1, disk_gib: 3 };

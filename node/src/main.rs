@@ -28,6 +28,7 @@ mod rest;
 mod runtimes;
 mod signals;
 mod streams;
+mod trust;
 mod tunnel;
 
 use std::process::ExitCode;
