@@ -5,7 +5,7 @@ use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -45,8 +45,8 @@ pub struct DevCluster {
     dev: Child,
     dir: tempfile::TempDir,
     pub ready: Ready,
-    /// Nodes that tests started again by hand, to be reaped.
-    restarted: Mutex<Vec<Child>>,
+    /// Nodes that were started again here, with their index; the last one of a node is its process.
+    restarted: Mutex<Vec<(usize, Child)>>,
 }
 
 impl DevCluster {
@@ -78,7 +78,7 @@ impl DevCluster {
                 bail!("atoll dev ended with {status}:\n{}", fs::read_to_string(&log_path)?);
             }
             if Instant::now() > deadline {
-                let _ = terminate(&mut dev);
+                let _ = terminate(&mut dev, || ());
                 bail!(
                     "the cluster is not ready after {READY_DEADLINE:?}:\n{}",
                     fs::read_to_string(&log_path)?
@@ -101,26 +101,40 @@ impl DevCluster {
         format!("{}/api", self.node(index).http)
     }
 
-    /// The process that serves this node's data folder now, also after a restart by hand.
-    pub fn pid(&self, index: usize) -> Result<u32> {
-        let path = self.node(index).data_dir.join("node.pid");
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        text.trim().parse().context("parse the pid file")
+    /// The node's process now, also after a [`DevCluster::restart`].
+    pub fn pid(&self, index: usize) -> u32 {
+        let restarted = self.restarted();
+        let last = restarted.iter().rev().find(|(restarted, _)| *restarted == index);
+        last.map_or(self.node(index).pid, |(_, child)| child.id())
     }
 
     /// SIGKILL, and waits until the process is gone.
     pub fn kill(&self, index: usize) -> Result<()> {
-        let pid = self.pid(index)?;
-        signal(pid, "KILL")?;
+        self.kill_all(&[index])
+    }
+
+    /// SIGKILL to several nodes in one go, and waits until they are gone.
+    pub fn kill_all(&self, indices: &[usize]) -> Result<()> {
+        let pids: Vec<u32> = indices.iter().map(|index| self.pid(*index)).collect();
+        signal_all(&pids, "KILL")?;
         let deadline = Instant::now() + STOP_DEADLINE;
-        while !gone(pid) {
-            self.reap();
+        while !pids.iter().all(|pid| gone(*pid)) {
+            reap(&self.restarted);
             if Instant::now() > deadline {
-                bail!("node {} does not die", self.node(index).name);
+                bail!("of the nodes {indices:?} one does not die");
             }
             std::thread::sleep(LOOK_EVERY);
         }
         Ok(())
+    }
+
+    /// SIGSTOP: the node keeps all it has, hears nothing and says nothing until [`DevCluster::thaw`].
+    pub fn freeze(&self, index: usize) -> Result<()> {
+        signal(self.pid(index), "STOP")
+    }
+
+    pub fn thaw(&self, index: usize) -> Result<()> {
+        signal(self.pid(index), "CONT")
     }
 
     /// Starts a killed node again, with the ready file's own command. Does not wait until it serves.
@@ -134,7 +148,7 @@ impl DevCluster {
             .stderr(log)
             .spawn()
             .with_context(|| format!("restart node {}", node.name))?;
-        self.restarted.lock().expect("no holder panics").push(child);
+        self.restarted().push((index, child));
         Ok(())
     }
 
@@ -148,34 +162,38 @@ impl DevCluster {
         self.ready.nodes.iter().map(log).collect()
     }
 
-    fn reap(&self) {
-        for child in self.restarted.lock().expect("no holder panics").iter_mut() {
-            let _ = child.try_wait();
-        }
+    fn restarted(&self) -> MutexGuard<'_, Vec<(usize, Child)>> {
+        self.restarted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for DevCluster {
     fn drop(&mut self) {
-        let ended = terminate(&mut self.dev);
-        for child in self.restarted.lock().expect("no holder panics").iter_mut() {
-            let _ = child.wait();
-        }
+        let DevCluster { dev, restarted, dir, .. } = self;
+        let ended = terminate(dev, || reap(restarted));
         if !matches!(ended, Ok(true)) {
-            let log = fs::read_to_string(self.dir.path().join("dev.log")).unwrap_or_default();
+            let log = fs::read_to_string(dir.path().join("dev.log")).unwrap_or_default();
             eprintln!("atoll dev did not stop cleanly ({ended:?}):\n{log}");
         }
     }
 }
 
+/// A process that ended stays visible until its parent has waited for it, and `atoll dev` isn't the parent of these.
+fn reap(restarted: &Mutex<Vec<(usize, Child)>>) {
+    for (_, child) in restarted.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+        let _ = child.try_wait();
+    }
+}
+
 /// SIGTERM, and SIGKILL when that does not help. `true`: it ended by itself and well.
-fn terminate(child: &mut Child) -> Result<bool> {
+fn terminate(child: &mut Child, meanwhile: impl Fn()) -> Result<bool> {
     signal(child.id(), "TERM")?;
     let deadline = Instant::now() + STOP_DEADLINE;
     while Instant::now() < deadline {
         if let Some(status) = child.try_wait()? {
             return Ok(status.success());
         }
+        meanwhile();
         std::thread::sleep(LOOK_EVERY);
     }
     child.kill()?;
@@ -184,9 +202,13 @@ fn terminate(child: &mut Child) -> Result<bool> {
 }
 
 pub fn signal(pid: u32, name: &str) -> Result<()> {
-    let status =
-        Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().context("run kill")?;
-    if status.success() { Ok(()) } else { bail!("kill -{name} {pid}: {status}") }
+    signal_all(&[pid], name)
+}
+
+fn signal_all(pids: &[u32], name: &str) -> Result<()> {
+    let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+    let status = Command::new("kill").arg(format!("-{name}")).args(&pids).status().context("run kill")?;
+    if status.success() { Ok(()) } else { bail!("kill -{name} {}: {status}", pids.join(" ")) }
 }
 
 /// Gone, or a zombie that its parent has not reaped yet.
