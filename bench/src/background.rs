@@ -44,10 +44,10 @@ impl Drop for Background {
     }
 }
 
-pub async fn until_listening(port: u16) -> Result<()> {
+pub async fn until_listening(host: &str, port: u16) -> Result<()> {
     let deadline = Instant::now() + LISTENS_DEADLINE;
-    while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-        ensure!(Instant::now() < deadline, "nothing listens on {port} within {LISTENS_DEADLINE:?}");
+    while TcpStream::connect((host, port)).await.is_err() {
+        ensure!(Instant::now() < deadline, "nothing listens on {host}:{port} within {LISTENS_DEADLINE:?}");
         tokio::time::sleep(LOOK_EVERY).await;
     }
     Ok(())

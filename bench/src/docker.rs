@@ -32,8 +32,6 @@ pub struct Container {
     pub name: String,
     pub image: String,
     pub limits: Limits,
-    /// On its own bridge; the host reaches it.
-    pub address: String,
 }
 
 /// The container that runs a sandbox, by Atoll's label.
@@ -47,21 +45,33 @@ pub async fn inspect_container_of(sandbox_id: &str) -> Result<Container> {
     let name = container_of(sandbox_id).await?.with_context(|| format!("no container of {sandbox_id}"))?;
     let inspected: Value = serde_json::from_str(&docker(&["inspect", &name]).await?)?;
     let container = &inspected[0];
-    let networks = container["NetworkSettings"]["Networks"].as_object().context("it has no networks")?;
-    let address = networks.values().find_map(|network| network["IPAddress"].as_str()).unwrap_or_default();
     Ok(Container {
         image: container["Config"]["Image"].as_str().context("it has no image")?.to_owned(),
         limits: serde_json::from_value(container["HostConfig"].clone()).context("read its limits")?,
-        address: address.to_owned(),
         name,
     })
 }
 
 pub async fn run_detached(name: &str, image: &str, limits: &Limits) -> Result<()> {
-    let mut arguments = vec!["run".to_owned(), "--detach".into(), "--name".into(), name.into()];
-    arguments.extend(limits.as_arguments());
-    arguments.extend([image, "sleep", "infinity"].map(str::to_owned));
-    docker(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await.map(drop)
+    run(name, limits, &[image, "sleep", "infinity"]).await
+}
+
+/// This very program's server in a container like the sandbox's. Answers its address on Docker's own bridge.
+pub async fn run_server(name: &str, image: &str, limits: &Limits, port: u16) -> Result<String> {
+    let program = std::env::current_exe().context("find this program")?;
+    let mount = format!("type=bind,source={},target=/atoll-bench,readonly", program.display());
+    let port = port.to_string();
+    run(name, limits, &["--mount", &mount, image, "/atoll-bench", "serve", "--port", &port]).await?;
+    let address = docker(&["inspect", "--format", "{{.NetworkSettings.IPAddress}}", name]).await?;
+    Ok(address.trim().to_owned())
+}
+
+async fn run(name: &str, limits: &Limits, rest: &[&str]) -> Result<()> {
+    let limits = limits.as_arguments();
+    let mut arguments = vec!["run", "--detach", "--name", name];
+    arguments.extend(limits.iter().map(String::as_str));
+    arguments.extend(rest);
+    docker(&arguments).await.map(drop)
 }
 
 pub async fn exec(name: &str) -> Result<()> {

@@ -18,7 +18,7 @@ mod ssh;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use cluster::Cluster;
@@ -112,19 +112,26 @@ async fn run(args: RunArgs) -> Result<()> {
     let all = Measurement::value_variants();
     let wanted = all.iter().filter(|one| args.what.is_empty() || args.what.contains(one));
     let mut report = Report::new();
+    let mut failed = Vec::new();
     for measurement in wanted {
         eprintln!("== {measurement:?}, load {}", report::load_average());
         report.begin();
-        match measurement {
+        let measured = match measurement {
             Measurement::Create => create::measure(&cluster, effort, &mut report).await,
             Measurement::Exec => exec::measure(&cluster, effort, &mut report).await,
             Measurement::Commit => commit::measure(&cluster, &work_dir, effort, &mut report).await,
             Measurement::Preview => preview::measure(&cluster, &work_dir, effort, &mut report).await,
             Measurement::Ssh => ssh::measure(&cluster, &work_dir, effort, &mut report).await,
-        }
-        .with_context(|| format!("measure {measurement:?}"))?;
+        };
         report.end();
+        // The others are worth having all the same.
+        if let Err(error) = measured {
+            eprintln!("   failed: {error:#}");
+            report.note(format!("{measurement:?} was not measured to its end: {error:#}"));
+            failed.push(*measurement);
+        }
     }
     print!("{report}");
+    ensure!(failed.is_empty(), "not measured to the end: {failed:?}");
     Ok(())
 }

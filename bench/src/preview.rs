@@ -1,5 +1,5 @@
-//! Requests per second through a preview host, by the owner and by another node, against nginx leading to the same port of the
-//! same sandbox. wrk drives both: no client of ours is on the scales.
+//! Requests per second through a preview host, by the owner and by another node, against nginx leading to the same server in a
+//! container like the sandbox's. wrk drives both: no client of ours is on the scales.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -23,7 +23,9 @@ const CONNECTIONS: &str = "64";
 
 pub async fn measure(cluster: &Cluster, work_dir: &Path, effort: Effort, report: &mut Report) -> Result<()> {
     let sandbox = cluster.create(0).await?;
-    let measured = compare(cluster, &sandbox, work_dir, effort, report).await;
+    let container = format!("atoll-bench-{}-server", std::process::id());
+    let measured = compare(cluster, &sandbox, &container, work_dir, effort, report).await;
+    docker::remove(&container).await?;
     cluster.delete(&sandbox).await?;
     until_gone(&sandbox).await?;
     measured
@@ -32,6 +34,7 @@ pub async fn measure(cluster: &Cluster, work_dir: &Path, effort: Effort, report:
 async fn compare(
     cluster: &Cluster,
     sandbox: &Sandbox,
+    container: &str,
     work_dir: &Path,
     effort: Effort,
     report: &mut Report,
@@ -39,7 +42,9 @@ async fn compare(
     serve_in(cluster, sandbox).await?;
     let open = cluster.api(sandbox.owner, Method::POST, &format!("/sandbox/{}/public/true", sandbox.id));
     good(open).await?;
-    let address = docker::inspect_container_of(&sandbox.id).await?.address;
+    let like = docker::inspect_container_of(&sandbox.id).await?;
+    let address = docker::run_server(container, &like.image, &like.limits, SERVER_PORT).await?;
+    until_listening(&address, SERVER_PORT).await?;
     let nginx = Nginx::start(work_dir, &format!("{address}:{SERVER_PORT}")).await?;
 
     let host = format!("{SERVER_PORT}-{}.{}", sandbox.id, cluster.preview_domain());
@@ -63,13 +68,14 @@ async fn compare(
     let [owner, other, nginx_rates, direct] = rates;
     let (owner, other) = (Samples::of_rates(owner)?, Samples::of_rates(other)?);
     let (nginx_rates, direct) = (Samples::of_rates(nginx_rates)?, Samples::of_rates(direct)?);
-    report.compare("preview requests, through the owner", &owner, "nginx to the same port", &nginx_rates);
-    report.compare("preview requests, through another node", &other, "nginx to the same port", &nginx_rates);
-    report.compare("preview requests, through the owner", &owner, "no proxy at all", &direct);
+    report.compare("preview requests, through the owner", &owner, "nginx to a container", &nginx_rates);
+    report.compare("preview requests, through another node", &other, "nginx to a container", &nginx_rates);
+    report.compare("preview requests, through the owner", &owner, "straight to a container", &direct);
     report.note(format!(
-        "Preview: wrk, 1 thread, {CONNECTIONS} connections kept open, 128 byte answers, plain HTTP, {SLICES} slices of \
-         {SLICE_SECONDS} s in turn; nginx with a worker per core and connections to the sandbox kept open. Everything, the \
-         client too, shares the cores."
+        "Preview: the same server in the sandbox and, as nothing on the host reaches a sandbox but its node, for nginx in a \
+         container of the same image and limits. wrk, 1 thread, {CONNECTIONS} connections kept open, 128 byte answers, plain \
+         HTTP, {SLICES} slices of {SLICE_SECONDS} s in turn; nginx has a worker per core and keeps connections to the \
+         container open. Everything, the client too, shares the cores."
     ));
     Ok(())
 }
@@ -126,7 +132,9 @@ fn parse_wrk(said: &str) -> Result<f64> {
         "not every request was answered well"
     );
     let rate = said.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
-    rate.context("wrk names no rate")?.trim().parse().context("parse wrk's rate")
+    let rate: f64 = rate.context("wrk names no rate")?.trim().parse().context("parse wrk's rate")?;
+    ensure!(rate > 0.0, "nothing was answered");
+    Ok(rate)
 }
 
 struct Nginx {
@@ -145,7 +153,7 @@ impl Nginx {
         let mut command = std::process::Command::new("nginx");
         command.arg("-c").arg(&config).arg("-p").arg(dir.path());
         let server = Background::start(command, "nginx-light", &dir.path().join("nginx.log"))?;
-        until_listening(port).await?;
+        until_listening("127.0.0.1", port).await?;
         Ok(Nginx { url: format!("http://127.0.0.1:{port}"), _server: server, _dir: dir })
     }
 }

@@ -111,8 +111,9 @@ impl Sshd {
         }
         let [port] = ports::free()?;
         let config = path("sshd_config");
+        // Debian's bash reads ~/.bashrc in outermost SSH sessions; whatever is in there is no part of the comparison.
         let text = format!(
-            "ListenAddress 127.0.0.1:{port}\nHostKey {host_key}\nAuthorizedKeysFile {user_key}.pub\nPidFile none\n\
+            "SetEnv SHLVL=2\nListenAddress 127.0.0.1:{port}\nHostKey {host_key}\nAuthorizedKeysFile {user_key}.pub\nPidFile none\n\
              UsePAM no\nStrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              PermitRootLogin prohibit-password\nMaxStartups 100\n"
         );
@@ -122,7 +123,7 @@ impl Sshd {
         let mut command = std::process::Command::new("/usr/sbin/sshd");
         command.args(["-D", "-e", "-f", &config]);
         let server = Background::start(command, "openssh-server", &dir.path().join("sshd.log"))?;
-        until_listening(port).await?;
+        until_listening("127.0.0.1", port).await?;
         let user = std::env::var("USER").unwrap_or_else(|_| "root".to_owned());
         let login =
             Login { port: port.to_string(), destination: format!("{user}@127.0.0.1"), key: Some(user_key) };

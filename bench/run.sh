@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Measures a release build beside its references and writes the figures into bench/RESULTS.md. What is said there about them is
+# written by hand and stays; read it against the date above the table.
+#
+#   bench/run.sh                 everything         BASE_PORT=9400 may be set
+#   bench/run.sh create exec     only these, in place of the whole table         (create exec commit preview ssh)
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../deploy/lib.sh"
+need_root
+results=$root/bench/RESULTS.md
+
+install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" binutils etcd-server nginx-light openssh-client openssh-server wrk
+install_rust
+start_docker
+# ATOLL and ATOLL_BENCH: programs that were built before, instead of building them.
+if [ -z "${ATOLL:-}" ]; then
+  say "building the node"
+  (cd "$root" && cargo build --release --locked -p atoll-node)
+  ATOLL=$CARGO_TARGET_DIR/release/atoll
+fi
+if [ -z "${ATOLL_BENCH:-}" ]; then
+  say "building the bench"
+  (cd "$root" && cargo build --release --locked -p atoll-bench)
+  ATOLL_BENCH=$CARGO_TARGET_DIR/release/atoll-bench
+fi
+# A release build has no symbols.
+profile='release build'
+if readelf -S "$ATOLL" | grep -q '\.symtab'; then profile='UNOPTIMIZED DEBUG BUILD: no measure of what Atoll can do'; fi
+"$root/deploy/base/build.sh" >/dev/null
+
+say "starting three nodes"
+dir=$(mktemp -d "${TMPDIR:-/var/tmp}/atoll-bench.XXXXXX")
+"$ATOLL" dev --nodes 3 --base-port "${BASE_PORT:-9400}" --data-dir "$dir/nodes" --ready-file "$dir/ready.json" >"$dir/dev.log" 2>&1 &
+dev=$!
+stop() {
+  kill -TERM "$dev" 2>/dev/null || true
+  wait "$dev" 2>/dev/null || true
+  rm -rf --one-file-system "$dir"
+}
+trap stop EXIT
+for _ in $(seq 600); do
+  [ -s "$dir/ready.json" ] && break
+  kill -0 "$dev" 2>/dev/null || { tail -n 30 "$dir/dev.log" >&2; die "atoll dev ended"; }
+  sleep 0.1
+done
+[ -s "$dir/ready.json" ] || die "the cluster is not ready after 60 s"
+
+say "measuring"
+failed=0
+"$ATOLL_BENCH" run --ready-file "$dir/ready.json" "$@" >"$dir/figures.md" || failed=1
+
+# Between the marks; the rest of the file is kept.
+begin='<!-- figures: written by bench/run.sh -->' end='<!-- end of the figures -->'
+if [ ! -f "$results" ]; then
+  printf '# Figures\n\n%s\n%s\n' "$begin" "$end" >"$results"
+fi
+{
+  commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
+  printf '%s, commit %s, Linux %s. Node: %s of %s. Beside it: Docker %s, etcd %s, %s, %s.\n\n' \
+    "$(date -u '+%Y-%m-%d %H:%M UTC')" "$commit" "$(uname -r)" "$profile" "$(date -u -r "$ATOLL" '+%Y-%m-%d %H:%M UTC')" \
+    "$(docker version --format '{{.Server.Version}}')" "$(etcd --version | sed -n 's/^etcd Version: //p')" \
+    "$(nginx -v 2>&1 | sed 's/.*: //')" "$(ssh -V 2>&1 | cut -d, -f1)"
+  cat "$dir/figures.md"
+} >"$dir/section.md"
+awk -v begin="$begin" -v end="$end" -v section="$dir/section.md" '
+  $0 == begin { print; print ""; while ((getline line < section) > 0) print line; print ""; inside = 1; next }
+  $0 == end { inside = 0 }
+  !inside { print }
+' "$results" >"$dir/results.md"
+cat "$dir/results.md" >"$results"
+say "written to bench/RESULTS.md"
+exit "$failed"
