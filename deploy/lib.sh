@@ -40,16 +40,26 @@ install_packages() {
   DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "${missing[@]}" >&2
 }
 
-# Rust: what rust-toolchain.toml names, by rustup if it is there, by Debian's rustup where it is packaged.
+# Rust: what rust-toolchain.toml names, by rustup: the one that is there, Debian's where it is packaged (13 and newer), else its own installer.
 install_rust() {
   command -v cargo >/dev/null && return
-  if ! command -v rustup >/dev/null; then
-    apt-cache show rustup >/dev/null 2>&1 ||
-      die "no Rust here, and this Debian has no rustup package: install rustup, then run this again"
-    install_packages rustup
-  fi
   say "installing Rust"
+  if ! command -v rustup >/dev/null; then
+    if [ -n "$(apt-cache search --names-only '^rustup$')" ]; then install_packages rustup; else rustup_by_its_installer; fi
+  fi
   (cd "$root" && rustup toolchain install >&2)
+}
+rustup_by_its_installer() {
+  local from folder
+  from=https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init
+  folder=$(mktemp -d)
+  note "from $from, into $HOME/.cargo"
+  curl -fsSL --proto '=https' --retry 3 -o "$folder/rustup-init" "$from" &&
+    curl -fsSL --proto '=https' --retry 3 "$from.sha256" | awk -v file="$folder/rustup-init" '{ print $1 "  " file }' | sha256sum --check --quiet >&2 ||
+    die "could not fetch rustup from static.rust-lang.org: install it by hand (https://rustup.rs), then run this again"
+  chmod +x "$folder/rustup-init"
+  "$folder/rustup-init" -y --quiet --no-modify-path --profile minimal --default-toolchain none >&2
+  rm -r "$folder"
 }
 
 # Docker Engine, started here where no service manager does it.

@@ -81,8 +81,9 @@ The mesh runs (pid $(cat "$state/dev.pid")); 'deploy/quickstart.sh stop' ends it
   curl -sS $other/toolbox/$sandbox/process/execute -H "Authorization: Bearer \$DAYTONA_API_KEY" \\
        -H 'Content-Type: application/json' -d '{"command": "uname -a"}'
 
-  # Python SDK, unmodified (pip install daytona==0.226.1)
-  python3 -c 'from daytona import Daytona; s = Daytona().create(); print(s.process.exec("echo hi from \$(hostname)").result); s.delete()'
+  # Python SDK, unmodified
+  python3 -m venv ~/atoll-sdk && ~/atoll-sdk/bin/pip install -q daytona==0.226.1
+  ~/atoll-sdk/bin/python -c 'from daytona import Daytona; s = Daytona().create(); print(s.process.exec("echo hi from \$(hostname)").result); s.delete()'
 
   # SSH, through any node
   \$(curl -sS -X POST "\$DAYTONA_API_URL/sandbox/$sandbox/ssh-access" -H "Authorization: Bearer \$DAYTONA_API_KEY" | jq -r .sshCommand)
@@ -98,7 +99,7 @@ if [ "${1:-}" = stop ]; then
   exit
 fi
 need_root
-timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" jq openssh-client
+timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" jq openssh-client python3-venv
 install_rust
 timed docker start_docker
 timed build build
