@@ -17,6 +17,7 @@ mod headers;
 mod answer;
 mod refusal;
 
+mod head_clock;
 mod proxy;
 mod upstream;
 

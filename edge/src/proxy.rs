@@ -25,6 +25,7 @@ use crate::answer::{self, Answer, Format};
 use crate::cookie::{self, Claim, CookieKey, Transport};
 use crate::credentials::{self, Shown};
 use crate::head::{self, Head, Host};
+use crate::head_clock::HeadClock;
 use crate::headers::{self, Audience, Forwarded};
 use crate::refusal::Refusal;
 use crate::route::{self, Route};
@@ -473,6 +474,9 @@ impl ProxyHttp for EdgeProxy {
             generation = tracing::field::Empty
         );
         ctx.request_id = Some(request_id);
+        if let Some(clock) = HeadClock::of(session.as_downstream()) {
+            clock.received();
+        }
         let downstream = session.as_downstream_mut();
         let tls = downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         ctx.transport = if tls { Transport::Tls } else { Transport::Plain };
@@ -652,6 +656,11 @@ impl ProxyHttp for EdgeProxy {
             upgraded = matches!(&ctx.journey, Journey::ToSandbox(to) if to.exchange == Exchange::Upgrade),
             "request done"
         );
+        // On an HTTP/2 connection others may be under way; when there is none, its own idle timeout counts.
+        let http1 = session.as_downstream().as_http1().is_some();
+        if let (true, Some(clock)) = (http1, HeadClock::of(session.as_downstream())) {
+            clock.answered();
+        }
     }
 
     /// Clients that go away and programs that break are not ours to be woken for; `logging` has them.

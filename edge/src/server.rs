@@ -15,7 +15,7 @@ use atoll_mesh::dial::{Dial, Directory};
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use pingora::protocols::{GetProxyDigest, GetSocketDigest, SocketDigest, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use std::os::fd::AsRawFd;
@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::cookie::CookieKey;
+use crate::head_clock::HeadClock;
 use crate::listen;
 use crate::proxy::{Doors, EdgeProxy};
 
@@ -60,6 +61,10 @@ pub struct EdgeLimits {
     pub connections_max: usize,
     /// A TLS handshake that takes longer is cut.
     pub handshake_timeout: Duration,
+    /// A new connection whose first request's head is not whole after this is cut, however its bytes drip in.
+    pub head_timeout: Duration,
+    /// An HTTP/1 connection whose next request's head is not whole this long after the last answer is cut.
+    pub idle_timeout: Duration,
     /// Requests at the same time on one HTTP/2 connection.
     pub h2_streams_max: u32,
     /// An HTTP/2 connection without a request is closed after this.
@@ -71,6 +76,8 @@ impl Default for EdgeLimits {
         EdgeLimits {
             connections_max: 16_384,
             handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
             h2_streams_max: 256,
             h2_idle_timeout: Duration::from_secs(120),
         }
@@ -344,9 +351,10 @@ impl Lane {
         let proxy = proxy.clone();
         let stopping = self.stopping.clone();
         let handshake_timeout = self.limits.handshake_timeout;
+        let clock = Arc::new(HeadClock::new(self.limits.head_timeout, self.limits.idle_timeout));
         connections.spawn(async move {
             let _permit = permit;
-            let stream = described(tcp, from);
+            let stream = described(tcp, from, clock.clone());
             let mut stream: Stream = match tls {
                 None => Box::new(stream),
                 Some(acceptor) => match timeout(handshake_timeout, acceptor.tls_handshake(stream)).await {
@@ -355,19 +363,28 @@ impl Lane {
                     Err(_) => return tracing::debug!(%from, "TLS handshake timed out"),
                 },
             };
-            while let Some(reusable) = proxy.process_new(stream, &stopping).await {
-                stream = reusable;
+            clock.connected();
+            let requests = async {
+                while let Some(reusable) = proxy.process_new(stream, &stopping).await {
+                    stream = reusable;
+                }
+            };
+            tokio::select! {
+                () = requests => {}
+                () = clock.run_out() => tracing::debug!(%from, "no whole request came in time"),
             }
         });
     }
 }
 
-/// Without a digest Pingora doesn't know the client's address.
-fn described(tcp: TcpStream, from: SocketAddr) -> L4Stream {
+/// Without a digest Pingora doesn't know the client's address. The clock travels with the connection, so that each
+/// request finds it.
+fn described(tcp: TcpStream, from: SocketAddr, clock: Arc<HeadClock>) -> L4Stream {
     let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
     let _ = digest.peer_addr.set(Some(from.into()));
     let mut stream: L4Stream = tcp.into();
     stream.set_socket_digest(digest);
+    stream.set_proxy_digest(clock.into_digest());
     stream
 }
 

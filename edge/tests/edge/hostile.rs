@@ -1,5 +1,8 @@
 //! Requests that no honest client sends: each is answered, none is passed on, and the edge goes on.
 
+use std::time::Duration;
+
+use atoll_edge::EdgeLimits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -170,4 +173,69 @@ async fn a_refused_upload_still_gets_its_answer() {
     tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut answer)).await.unwrap().unwrap();
 
     assert_eq!(status(&String::from_utf8_lossy(&answer)), "401");
+}
+
+/// Whether the edge closes the connection, while the client sends one more byte of a header now and then.
+async fn dripping_is_cut(tcp: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin)) {
+    let cut = async {
+        loop {
+            tokio::select! {
+                read = tcp.read_u8() => return assert!(read.is_err(), "nothing was asked"),
+                () = tokio::time::sleep(HEAD_TIMEOUT / 10) => {}
+            }
+            if tcp.write_all(b"x").await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, cut).await.expect("the connection is cut");
+}
+
+const HEAD_TIMEOUT: Duration = Duration::from_millis(200);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_drips_in_is_cut_as_a_whole_and_not_by_the_byte() {
+    let limits = EdgeLimits { head_timeout: HEAD_TIMEOUT, ..EdgeLimits::default() };
+    let world = World::with(None, limits).await;
+    let mut tcp = TcpStream::connect(world.http).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nX: ").await.unwrap();
+
+    dripping_is_cut(&mut tcp).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_connection_is_cut_when_its_next_head_is_not_whole_in_time() {
+    let limits = EdgeLimits { idle_timeout: HEAD_TIMEOUT, ..EdgeLimits::default() };
+    let world = World::with(None, limits).await;
+    let host = preview(3000, PUBLIC);
+    let mut silent = world.client().await;
+    let mut dripping = TcpStream::connect(world.http).await.unwrap();
+
+    assert_eq!(silent.send(get_from(&host, "/")).await.status, 200);
+    silent.closed().await;
+    let request = format!("HEAD / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    dripping.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(tokio::time::timeout(PATIENCE, dripping.read_u8()).await.unwrap().unwrap());
+    }
+    dripping.write_all(b"GET / HTTP/1.1\r\nX: ").await.unwrap();
+    dripping_is_cut(&mut dripping).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_may_take_longer_than_a_head() {
+    let limits =
+        EdgeLimits { head_timeout: HEAD_TIMEOUT, idle_timeout: HEAD_TIMEOUT, ..EdgeLimits::default() };
+    let world = World::with(None, limits).await;
+    let mut client = world.client().await;
+
+    let (app, host) = (world.app.clone(), preview(3000, PUBLIC));
+    let answered = tokio::spawn(async move { client.send(get_from(&host, "/held")).await.status });
+    app.held.notified().await;
+    // Time itself is what is tested here.
+    tokio::time::sleep(HEAD_TIMEOUT * 3).await;
+    app.go_on.notify_one();
+
+    assert_eq!(answered.await.unwrap(), 200);
 }

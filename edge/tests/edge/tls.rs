@@ -141,3 +141,22 @@ async fn a_handshake_that_does_not_come_is_cut() {
 
     assert!(matches!(ended, Ok(Ok(0) | Err(_))));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http2_connection_that_asks_for_nothing_is_cut_and_one_that_has_asked_is_kept() {
+    use tokio::io::AsyncReadExt;
+    let head_timeout = Duration::from_millis(200);
+    let limits = EdgeLimits { head_timeout, idle_timeout: head_timeout, ..EdgeLimits::default() };
+    let world = World::with(Some(server()), limits).await;
+    let host = preview(3000, PUBLIC);
+    let request = || http::Request::builder().uri(format!("https://{host}/")).body(()).unwrap();
+
+    let used = h2(&world, &host).await;
+    assert_eq!(ask(&used, request()).await.0.status, 200);
+    let mut silent = connect(&world, &host, "h2").await;
+    // The server's settings come, and then the end.
+    let ended = tokio::time::timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await;
+
+    assert!(ended.is_ok(), "the silent connection stays open");
+    assert_eq!(ask(&used, request()).await.0.status, 200);
+}
