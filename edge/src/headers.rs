@@ -7,6 +7,7 @@ use atoll_api::ids::RequestId;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::cookie::{self, Transport};
+use crate::head;
 
 /// Who will read the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +84,17 @@ fn is_withheld(name: &str, audience: Audience) -> bool {
         Audience::Api => false,
     };
     forwarding || internal || from_user_code
+}
+
+/// Whether a browser sent this for a page of another origin. To browsers the previews below one domain are one site, so
+/// that a page out of one sandbox may use the cookies of another's, whatever their `SameSite` says. A user's own
+/// programs may want that; the daemon, which runs commands, does not.
+pub fn is_from_foreign_page(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let name = |text: &str| head::parse_host(text).map(|host| host.name);
+    let origin = origin.to_str().ok().and_then(|text| name(text.split_once("://")?.1));
+    let own = headers.get(header::HOST).and_then(|host| name(host.to_str().ok()?));
+    origin.is_none() || origin != own
 }
 
 /// A redirect of the daemon, as the client of `/toolbox/{id}` must see it. `None` when it may stay as it is.
@@ -185,6 +197,27 @@ mod tests {
 
         assert!(lines.contains(&"authorization: Bearer x".to_owned()));
         assert!(!lines.iter().any(|line| line.contains("6.6.6.6")));
+    }
+
+    #[test]
+    fn a_page_is_foreign_unless_it_is_of_the_host_that_is_asked() {
+        for (origin, foreign) in [
+            (None, false),
+            (Some("http://2280-a.p.example:9100"), false),
+            (Some("https://2280-A.p.example"), false),
+            (Some("http://3000-a.p.example:9100"), true),
+            (Some("http://2280-b.p.example"), true),
+            (Some("https://2280-a.p.example.evil"), true),
+            (Some("null"), true),
+            (Some(""), true),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("2280-a.p.example:9100"));
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            }
+            assert_eq!(is_from_foreign_page(&headers), foreign, "{origin:?}");
+        }
     }
 
     #[test]

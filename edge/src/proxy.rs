@@ -197,7 +197,8 @@ impl EdgeProxy {
             &label,
             preview.port,
             unix_now().as_secs(),
-        );
+        )
+        .filter(|_| dialed != Target::Daemon || !headers::is_from_foreign_page(&request.headers));
 
         // A signed label names its sandbox only through the directory; a cookie of an hour outlives a short link.
         let grant = match (&preview.subject, &cookie) {

@@ -62,6 +62,22 @@ async fn a_key_in_the_url_becomes_a_cookie_that_opens_only_its_port() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemons_cookie_is_no_use_to_a_page_of_another_sandbox() {
+    let world = World::new().await;
+    let host = preview(2280, PRIVATE);
+    let first = world.send(get_from(&host, "/?DAYTONA_SANDBOX_AUTH_KEY=right")).await;
+    let pair = first.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let asked = |origin: String| get_from(&host, "/").header("cookie", &pair).header("origin", origin);
+
+    let own = world.send(asked(format!("http://{host}"))).await;
+    let foreign = world.send(asked(format!("http://{}", preview(3000, PUBLIC)))).await;
+    let with_a_key =
+        world.send(asked("http://elsewhere".into()).header("x-daytona-preview-token", "right")).await;
+
+    assert_eq!((own.status, foreign.status, with_a_key.status), (200, 401, 200));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signed_links_cookie_keeps_the_page_working() {
     let world = World::new().await;
 
