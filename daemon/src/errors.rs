@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
@@ -141,8 +141,9 @@ pub async fn describe(request: Request, next: Next) -> Response {
     described
 }
 
-pub async fn unknown_route() -> ApiError {
-    ApiError::not_found("no such route")
+pub async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+    let path = uri.path();
+    ApiError::not_found(format!("{method} {path} is not served by this version of Atoll's toolbox"))
 }
 
 pub async fn unknown_method() -> ApiError {

@@ -63,11 +63,11 @@ impl Drop for KillUnlessEnded<'_> {
 
 pub async fn run(launcher: &Launcher, run: Run) -> Result<Ended, ApiError> {
     let input = if run.input.is_empty() { Input::Empty } else { Input::Piped };
-    let program = run.launch.program.display().to_string();
+    let what = format!("{} in {}", run.launch.program.display(), run.launch.cwd.display());
     let mut running = match launcher.start(run.launch, input, run.output) {
         Ok(running) => running,
         Err(error) => {
-            let result = format!("could not start {program}: {error}");
+            let result = format!("could not start {what}: {error}");
             return Ok(Ended { exit_code: -1, result, stdout: None, stderr: None });
         }
     };

@@ -463,7 +463,11 @@ async fn receive_one(daemon: &Daemon, path: &str, field: Field<'_>) -> Result<Bu
         Ok(target) => store(daemon, target, path, chunks).await,
         Err(error) => Err(error),
     };
-    stored.map(|bytes| BulkFile { path: path.to_owned(), bytes }).map_err(|error| format!("{path}: {error}"))
+    stored.map(|bytes| BulkFile { path: path.to_owned(), bytes }).map_err(|error| {
+        let text = error.to_string();
+        // What the file system said names the path already.
+        if text.ends_with(path) { text } else { format!("{path}: {text}") }
+    })
 }
 
 #[derive(Deserialize)]

@@ -54,7 +54,7 @@ pub async fn code_run(
         Language::Typescript => &["ts-node", "tsx", "bun"],
     };
     let Some((name, program)) = first_in_path(&daemon, &env, candidates).await else {
-        let result = "no interpreter of this language is in the sandbox's PATH\n".to_owned();
+        let result = format!("none of {} is in the sandbox's PATH\n", candidates.join(", "));
         return Ok(Json(Ended { exit_code: NOT_FOUND_CODE, result, stdout: None, stderr: None }));
     };
     let mut args = match request.language {

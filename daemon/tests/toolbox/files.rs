@@ -208,7 +208,11 @@ async fn bulk_upload_takes_pairs_and_reports_each() {
     assert_eq!(answer, json!({ "files": [{ "path": one, "bytes": 1 }, { "path": two, "bytes": 0 }] }));
     assert_eq!(std::fs::read(world.home().join("sub/two ü.txt")).unwrap(), b"");
     assert_eq!(failed["files"], json!([{ "path": "three", "bytes": 1 }]));
-    assert_eq!(failed["errors"].as_array().unwrap().len(), 3, "{failed}");
+    let errors = failed["errors"].as_array().unwrap();
+    assert_eq!(errors.len(), 3, "{failed}");
+    let of_never =
+        errors.iter().filter_map(|error| error.as_str()).find(|error| error.contains("/etc/never"));
+    assert_eq!(of_never.unwrap().matches("/etc/never").count(), 1, "the path is named once: {failed}");
     let not_multipart = world.post("/files/bulk-upload", json!({})).await;
     not_multipart.expect_error(400, "BAD_REQUEST");
 }

@@ -116,7 +116,9 @@ async fn a_commands_input_is_empty_and_its_directory_may_be_chosen() {
     assert_eq!(there["result"], "/usr\n");
     let nowhere =
         world.post("/process/execute", json!({ "command": "pwd", "cwd": "/no/such" })).await.expect(200);
-    assert_eq!(nowhere.json()["exitCode"], -1);
+    let nowhere = nowhere.json();
+    assert_eq!(nowhere["exitCode"], -1);
+    assert!(nowhere["result"].as_str().unwrap().contains(" in /no/such: "), "{nowhere}");
     let forbidden =
         world.post("/process/execute", json!({ "command": "pwd", "cwd": "/root" })).await.expect(200);
     assert_eq!(forbidden.json()["exitCode"], -1);
