@@ -46,13 +46,13 @@ pub struct Front {
     answer_within: Duration,
     is_command: fn(&[u8]) -> bool,
     numbers: Mutex<Numbers>,
-    proposals: mpsc::Sender<Waiting<Proposal, Bytes>>,
+    proposals: mpsc::Sender<Waiting<Proposal, Decided>>,
     readers: mpsc::Sender<Waiting<(), u64>>,
 }
 
 /// The tasks' ends of the queues.
 pub struct Queues {
-    proposals: mpsc::Receiver<Waiting<Proposal, Bytes>>,
+    proposals: mpsc::Receiver<Waiting<Proposal, Decided>>,
     readers: mpsc::Receiver<Waiting<(), u64>>,
 }
 
@@ -85,10 +85,23 @@ enum Question {
 
 #[derive(Serialize, Deserialize)]
 enum Answer {
-    Outcomes(Vec<Bytes>),
+    Outcomes {
+        outcomes: Vec<Bytes>,
+        /// A replica that has applied so far has applied all of them.
+        index: u64,
+    },
     ReadIndex(u64),
-    NotLeader { leader: Option<NodeId> },
+    NotLeader {
+        leader: Option<NodeId>,
+    },
     NotDecided(String),
+}
+
+/// What became of a proposal, and the entry that a replica must have applied to show it.
+#[derive(Debug, Clone)]
+pub struct Decided {
+    pub outcome: Bytes,
+    pub index: u64,
 }
 
 #[derive(Default)]
@@ -125,7 +138,7 @@ impl Front {
         (front, Queues { proposals: proposals_queue, readers: readers_queue })
     }
 
-    pub async fn propose(&self, command: Vec<u8>) -> Result<Bytes, GroupError> {
+    pub async fn propose(&self, command: Vec<u8>) -> Result<Decided, GroupError> {
         if command.len() > COMMAND_BYTES_MAX {
             let group = self.name.clone();
             return Err(GroupError::TooLarge { group, bytes: command.len(), bytes_max: COMMAND_BYTES_MAX });
@@ -192,9 +205,9 @@ impl Front {
         tokio::join!(Arc::clone(&self).carry_proposals(proposals), self.carry_readers(readers));
     }
 
-    async fn carry_proposals(self: Arc<Front>, mut queue: mpsc::Receiver<Waiting<Proposal, Bytes>>) {
+    async fn carry_proposals(self: Arc<Front>, mut queue: mpsc::Receiver<Waiting<Proposal, Decided>>) {
         let mut flights = JoinSet::new();
-        let mut next: Option<Waiting<Proposal, Bytes>> = None;
+        let mut next: Option<Waiting<Proposal, Decided>> = None;
         loop {
             while flights.len() >= BATCHES_IN_FLIGHT_MAX {
                 flights.join_next().await;
@@ -222,7 +235,7 @@ impl Front {
         }
     }
 
-    async fn carry_batch(self: Arc<Front>, batch: Vec<Waiting<Proposal, Bytes>>) {
+    async fn carry_batch(self: Arc<Front>, batch: Vec<Waiting<Proposal, Decided>>) {
         let leader = self.leadership.now();
         let (batch, refused) = split_by_leader(batch, leader);
         for waiting in refused {
@@ -240,15 +253,15 @@ impl Front {
                 return self.replica.write(batch).await;
             }
             match self.ask_leader(leader.node, Question::Propose(batch)).await? {
-                Answer::Outcomes(outcomes) if outcomes.len() == expected => Ok(outcomes),
+                Answer::Outcomes { outcomes, index } if outcomes.len() == expected => Ok((outcomes, index)),
                 other => Err(other.not_decided()),
             }
         };
         match self.while_led_by(leader, decided).await {
-            Ok(outcomes) => {
+            Ok((outcomes, index)) => {
                 for (reply, outcome) in replies.into_iter().zip(outcomes) {
                     // Who has gone away misses nothing.
-                    let _ = reply.send(Ok(outcome));
+                    let _ = reply.send(Ok(Decided { outcome, index }));
                 }
             }
             Err(cause) => {
@@ -331,7 +344,10 @@ impl Front {
                     .into_iter()
                     .map(|proposal| enqueue(&self.proposals, proposal, Asker::Peer));
                 match futures_util::future::try_join_all(answers).await {
-                    Ok(outcomes) => Answer::Outcomes(outcomes),
+                    Ok(decided) => Answer::Outcomes {
+                        index: decided.iter().map(|decided| decided.index).max().unwrap_or(0),
+                        outcomes: decided.into_iter().map(|decided| decided.outcome).collect(),
+                    },
                     Err(cause) => cause.into_answer(),
                 }
             }
@@ -390,7 +406,7 @@ impl Answer {
         match self {
             Answer::NotLeader { leader } => NotDecided::NotLeader { leader },
             Answer::NotDecided(cause) => NotDecided::Unknown(cause),
-            Answer::Outcomes(_) | Answer::ReadIndex(_) => {
+            Answer::Outcomes { .. } | Answer::ReadIndex(_) => {
                 NotDecided::Unknown("the leader answered something else".to_owned())
             }
         }

@@ -39,12 +39,17 @@ impl<S: Replicated> Group<S> {
         &self.front
     }
 
-    /// Has the command decided by the group, wherever its leader is, and answers with what it did. It is retried over
-    /// elections for [`crate::Timings::no_leader_after_ms`] and applied at most once.
+    /// Has the command decided by the group, wherever its leader is, and answers with what it did, which this node's
+    /// [`Group::read`] shows from then on. It is retried over elections for [`crate::Timings::no_leader_after_ms`] and
+    /// applied at most once.
     pub async fn propose(&self, command: S::Command) -> Result<S::Outcome, GroupError> {
         let command = wire::encode(&command).map_err(|error| self.not_understood(&error))?;
-        let outcome = self.front.propose(command).await?;
-        wire::decode(&outcome.0).map_err(|error| self.not_understood(&error))
+        let decided = self.front.propose(command).await?;
+        let deadline = Instant::now() + self.front.answer_within();
+        timeout_at(deadline, self.machine.until_applied(decided.index))
+            .await
+            .map_err(|_elapsed| self.front.no_leader())?;
+        wire::decode(&decided.outcome.0).map_err(|error| self.not_understood(&error))
     }
 
     /// After this, [`Group::read`] sees every command that was answered anywhere before this call.

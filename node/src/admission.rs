@@ -36,10 +36,12 @@ impl Members for Membership {
         known.or_else(|| self.first_peers.get(&node_id).cloned())
     }
 
-    /// A certificate is signed only after the node was admitted, so it proves membership until a removal is known.
+    /// A certificate alone is not enough: whoever was a member once could sign itself another. Before the first replica
+    /// has arrived there is nothing to look into, and the CA's word is taken. A replica that lags behind a join refuses
+    /// the newcomer for a moment, and the newcomer tries again.
     fn admits(&self, node_id: NodeId) -> bool {
         let Some(cluster) = self.cluster.get() else { return true };
-        cluster.read(|state| !state.removed_nodes.contains_key(&node_id))
+        cluster.read(|state| state.identity.is_none() || state.nodes.contains_key(&node_id))
     }
 }
 

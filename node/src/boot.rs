@@ -23,11 +23,12 @@ use atoll_mesh::stream::GroupName;
 use atoll_runner::{Runner, RunnerConfig, RunnerHandle};
 use atoll_ssh::{SshConfig, SshServer};
 use bytes::Bytes;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::activity::Activity;
 use crate::admission::{Admission, Membership};
@@ -40,6 +41,7 @@ use crate::dialer::Dialer;
 use crate::directory::MeshDirectory;
 use crate::duties::Duties;
 use crate::events::publish_changes;
+use crate::files::private_dir;
 use crate::founding;
 use crate::heartbeat::Heartbeats;
 use crate::local::LocalSandboxes;
@@ -52,6 +54,8 @@ use crate::trust::{Renewal, cluster_ca};
 
 /// How long a stopping node waits for requests in flight.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// Open files kept for the log, snapshots, the mesh and the runtime.
+const FILES_RESERVED: u64 = 2048;
 /// Reports of the runner that wait to be proposed.
 const REPORTS_QUEUED_MAX: usize = 1024;
 const REPLICA_POLL: Duration = Duration::from_millis(100);
@@ -59,7 +63,9 @@ const REPLICA_POLL: Duration = Duration::from_millis(100);
 /// Runs the node until `cancel`, or until something it cannot live without has died.
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let layout = config.layout();
+    private_dir(&config.data_dir).context("make the data folder private")?;
     let _lock = lock(&layout)?;
+    let files_max = raise_file_limit();
     std::fs::write(layout.pid_file(), std::process::id().to_string()).context("write the pid file")?;
 
     // Trust.
@@ -149,6 +155,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         remembered: Mutex::new(HashMap::new()),
     });
     let dial = Arc::new(Dialer { directory: directory.clone(), sandboxes: sandboxes.clone(), link });
+    let draining = CancellationToken::new();
     let control = Arc::new(ControlPlane {
         home: config.region.clone(),
         cluster: cluster.clone(),
@@ -167,6 +174,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
             secret: secret.clone(),
             peers: peers.clone(),
             dial: dial.clone(),
+            draining: draining.clone(),
             default_snapshot: config.default_snapshot.clone(),
         },
         forwarder,
@@ -176,7 +184,13 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         bail!("services are set once");
     }
     duties.settle_in(&cancel).await?;
-    let owner = Arc::new(Owner { me, region: region.clone(), runner: runner.clone(), activity });
+    let owner = Arc::new(Owner {
+        me,
+        home: config.region.clone(),
+        region: region.clone(),
+        runner: runner.clone(),
+        activity,
+    });
     tasks.spawn(owner.clone().follow_placements(cancel.clone()));
     tasks.spawn(owner.clone().retire_idle(cancel.clone()));
     tasks.spawn(owner.propose_reports(reports, cancel.clone()));
@@ -219,7 +233,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         api_socket: layout.api_socket(),
         cookie_key: CookieKey::new(secret.derive("edge cookies")),
         threads: None,
-        limits: EdgeLimits::default(),
+        limits: edge_limits(files_max),
     };
     let edge_tls = config.listen.https.map(|_| Arc::new(edge_server_config(public.clone())));
     let edge = Edge::start(edge_config, edge_tls, directory, dial).context("open the edge")?;
@@ -233,6 +247,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
 
     // The same list upwards.
     serving.store(false, Ordering::Release);
+    // Whoever waits for a sandbox is answered with what it is by now, while there is still a door to answer through.
+    draining.cancel();
     edge.shutdown(DRAIN_DEADLINE).await;
     ssh.shutdown(DRAIN_DEADLINE).await;
     cancel.cancel();
@@ -294,6 +310,23 @@ fn lock(layout: &Layout) -> Result<std::fs::File> {
     Ok(file)
 }
 
+/// Every connection costs descriptors, and the log and the runtime must never find none left.
+fn raise_file_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// A visitor costs up to four descriptors: its own connection, both ends of one to the API, one into a sandbox.
+fn edge_limits(files_max: u64) -> EdgeLimits {
+    let limits = EdgeLimits::default();
+    let affordable = usize::try_from(files_max.saturating_sub(FILES_RESERVED) / 4).unwrap_or(usize::MAX);
+    EdgeLimits { connections_max: limits.connections_max.min(affordable.max(64)), ..limits }
+}
+
 fn first_peers(layout: &Layout) -> Result<BTreeMap<NodeId, String>> {
     match std::fs::read(layout.first_peers()) {
         Ok(bytes) => serde_json::from_slice(&bytes).context("read the first peers"),
@@ -312,7 +345,6 @@ fn consensus_config(config: &Config, node_id: NodeId, runtime: tokio::runtime::H
             election_min_ms: timing.election_min_ms,
             election_max_ms: timing.election_max_ms,
             no_leader_after_ms: timing.no_leader_ms,
-            ..Timings::default()
         },
         compaction: Compaction::default(),
         runtime,

@@ -69,7 +69,7 @@ pub struct JoinArgs {
     pub no_start: bool,
 }
 
-/// A configuration from a few options, for a first try. Ports are base (http), +1 (https), +2 (ssh), +3 (mesh, UDP).
+// A configuration from a few options, for a first try. (Not a doc comment: clap would show it as a subcommand's help.)
 #[derive(Debug, Args)]
 pub struct MakeConfigArgs {
     /// Default: this machine's host name.
@@ -80,6 +80,7 @@ pub struct MakeConfigArgs {
     /// Address to listen on and to be reached at.
     #[arg(long, default_value = "127.0.0.1")]
     pub address: std::net::IpAddr,
+    /// Ports are this (http), +1 (https), +2 (ssh), +3 (mesh, UDP).
     #[arg(long, default_value_t = 9100)]
     pub base_port: u16,
     #[arg(long, default_value_t = crate::config::default_image())]
@@ -99,6 +100,7 @@ pub enum ClusterCommand {
         #[command(flatten)]
         make: MakeConfigArgs,
     },
+    /// Invite nodes.
     #[command(subcommand)]
     Token(TokenCommand),
     /// Nodes, and each group's leader, term, voters and learners.
@@ -120,11 +122,13 @@ pub enum TokenCommand {
     },
 }
 
-/// Which node to ask, and as whom. The SDKs' own variables work.
+// Which node to ask, and as whom. (Not a doc comment: clap would show it as each subcommand's help.)
 #[derive(Debug, Clone, Args)]
 pub struct ApiArgs {
+    /// Any node's API; also from DAYTONA_API_URL.
     #[arg(long, env = "DAYTONA_API_URL", default_value = "http://127.0.0.1:9100/api")]
     pub api_url: String,
+    /// Also from DAYTONA_API_KEY.
     #[arg(long, env = "DAYTONA_API_KEY", hide_env_values = true)]
     pub api_key: String,
     /// A CA to trust for https, beside nothing else.
@@ -167,6 +171,7 @@ pub struct DoctorArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum SandboxCommand {
+    /// Make a sandbox and print its id.
     Create {
         #[arg(long)]
         name: Option<String>,
@@ -182,11 +187,12 @@ pub enum SandboxCommand {
         #[command(flatten)]
         api: ApiArgs,
     },
+    /// Every sandbox of the key's organization, newest first.
     List {
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// Run one command through the login shell; exits with its code.
+    /// Run a command and exit with its code. One word is shell text, several are passed on as they are.
     Exec {
         sandbox: String,
         #[arg(trailing_var_arg = true, required = true)]
@@ -200,16 +206,19 @@ pub enum SandboxCommand {
         #[command(flatten)]
         api: ApiArgs,
     },
+    /// Start a stopped sandbox.
     Start {
         sandbox: String,
         #[command(flatten)]
         api: ApiArgs,
     },
+    /// Stop a sandbox; its disk stays.
     Stop {
         sandbox: String,
         #[command(flatten)]
         api: ApiArgs,
     },
+    /// Delete a sandbox and its disk.
     Delete {
         sandbox: String,
         #[command(flatten)]

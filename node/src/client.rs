@@ -119,7 +119,7 @@ pub async fn run(command: SandboxCommand) -> Result<ExitCode> {
             let found = client.send(Method::GET, &format!("/sandbox/{sandbox}"), None).await?;
             let url = format!("{}/{}/process/execute", text(&found, "toolboxProxyUrl")?, text(&found, "id")?);
             let answer =
-                client.send_to(Method::POST, &url, Some(json!({ "command": command.join(" ") }))).await?;
+                client.send_to(Method::POST, &url, Some(json!({ "command": shell_text(&command) }))).await?;
             print!("{}", answer["result"].as_str().unwrap_or_default());
             let code = answer["exitCode"].as_i64().unwrap_or(1);
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
@@ -155,6 +155,18 @@ async fn change(api: &ApiArgs, method: reqwest::Method, path: &str) -> Result<()
     Ok(())
 }
 
+/// One word is shell text as it stands; several are words that a shell must leave as they are.
+fn shell_text(words: &[String]) -> String {
+    match words {
+        [text] => text.clone(),
+        words => words
+            .iter()
+            .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
+            .collect::<Vec<_>>()
+            .join(" "),
+    }
+}
+
 fn pairs<'a>(arguments: &'a [String]) -> Result<BTreeMap<&'a str, &'a str>> {
     let split = |argument: &'a String| {
         argument.split_once('=').with_context(|| format!("{argument}: expected KEY=VALUE"))
@@ -164,4 +176,24 @@ fn pairs<'a>(arguments: &'a [String]) -> Result<BTreeMap<&'a str, &'a str>> {
 
 fn text<'a>(value: &'a Value, key: &str) -> Result<&'a str> {
     value[key].as_str().with_context(|| format!("answer has no {key}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn one_word_is_shell_text() {
+        assert_eq!(shell_text(&words(&["echo $HOME && ls"])), "echo $HOME && ls");
+    }
+
+    #[test]
+    fn several_words_keep_their_boundaries() {
+        assert_eq!(shell_text(&words(&["sh", "-c", "exit 7"])), "'sh' '-c' 'exit 7'");
+        assert_eq!(shell_text(&words(&["echo", "it's"])), r"'echo' 'it'\''s'");
+    }
 }

@@ -190,6 +190,11 @@ impl Config {
         }
     }
 
+    /// Where `data_dir` is, or will be.
+    pub fn free_disk_gib(&self) -> u32 {
+        free_disk_gib(&self.data_dir)
+    }
+
     pub fn layout(&self) -> Layout {
         Layout { root: self.data_dir.clone() }
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use atoll_api::ids::NodeId;
 use atoll_certs::identity::NodeIdentity;
 use atoll_runner::Runtime;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -85,26 +85,17 @@ async fn serve(args: &DevArgs, nodes: &mut [DevNode], cancel: &CancellationToken
     };
     let start = ["node", "start", "--config"].map(str::to_owned);
     let path = nodes[0].config_path.display().to_string();
-    nodes[0].child = Some(spawn(&nodes[0], start.into_iter().chain([path]))?);
+    nodes[0].child = Some(spawn(&nodes[0], start.into_iter().chain([path]), None)?);
     let first = Client::new(&api(&nodes[0]))?;
     until_ready(&mut nodes[..1], cancel).await?;
     let token = first.join_token(JOIN_TTL_S, JOIN_USES).await.context("make a join token")?;
     let peer = nodes[0].config.addresses().mesh;
     for node in &mut nodes[1..] {
-        let arguments = [
-            "node",
-            "join",
-            "--peer",
-            &peer,
-            "--token",
-            &token,
-            "--region",
-            node.config.region.as_str(),
-            "--config",
-            &node.config_path.display().to_string(),
-        ]
-        .map(str::to_owned);
-        node.child = Some(spawn(node, arguments.into_iter())?);
+        let path = node.config_path.display().to_string();
+        let region = node.config.region.as_str();
+        let arguments =
+            ["node", "join", "--peer", &peer, "--region", region, "--config", &path].map(str::to_owned);
+        node.child = Some(spawn(node, arguments.into_iter(), Some(&token))?);
     }
     until_ready(nodes, cancel).await?;
     until_voters_settle(&first, nodes, cancel).await?;
@@ -189,11 +180,13 @@ fn configure(args: &DevArgs, root: &Path) -> Result<Vec<DevNode>> {
         .collect()
 }
 
-fn spawn(node: &DevNode, arguments: impl Iterator<Item = String>) -> Result<Child> {
+/// The token travels in the environment: every user of the machine may read a command line.
+fn spawn(node: &DevNode, arguments: impl Iterator<Item = String>, join_token: Option<&str>) -> Result<Child> {
     let log_path = node.config.data_dir.join("node.log");
     let log = std::fs::File::create(&log_path).with_context(|| format!("create {}", log_path.display()))?;
     Command::new(own_program()?)
         .args(arguments)
+        .envs(join_token.map(|token| ("ATOLL_JOIN_TOKEN", token)))
         .stdin(std::process::Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -209,11 +202,12 @@ async fn until_ready(nodes: &mut [DevNode], cancel: &CancellationToken) -> Resul
     for node in nodes {
         let url = format!("http://{}/api/health/ready", node.config.listen.http);
         loop {
-            if http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
-                break;
-            }
             if let Some(status) = node.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 bail!("node {} ended with {status}:\n{}", node.config.name, log_tail(node));
+            }
+            // After the look at our own child: the port may be held by somebody else's node.
+            if http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+                break;
             }
             if Instant::now() > deadline {
                 bail!(
@@ -302,17 +296,18 @@ async fn tear_down(nodes: &mut [DevNode], ready_file: Option<&Path>) -> Result<(
         let _ = std::fs::remove_file(path);
     }
     let running: Vec<Pid> = nodes.iter().flat_map(pids).collect();
-    for pid in &running {
-        let _ = kill_process(*pid, Signal::TERM);
-    }
-    let deadline = Instant::now() + STOP_DEADLINE;
-    while running.iter().any(|pid| alive(nodes, *pid)) {
-        if Instant::now() > deadline {
-            for pid in &running {
-                let _ = kill_process(*pid, Signal::KILL);
-            }
+    for signal in [Signal::TERM, Signal::KILL] {
+        let deadline = Instant::now() + STOP_DEADLINE;
+        for pid in running.iter().filter(|pid| is_alive(**pid)) {
+            let _ = kill_process(*pid, signal);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        while running.iter().any(|pid| is_alive(*pid)) && Instant::now() < deadline {
+            // Our own children must be reaped, or they stay as zombies.
+            for child in nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
+                let _ = child.try_wait();
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
     for node in nodes.iter() {
         let layout = node.config.layout();
@@ -342,16 +337,10 @@ fn runs_config(pid: Pid, config_path: &Path) -> bool {
     command_line.split(|byte| *byte == 0).any(|argument| argument == wanted)
 }
 
-fn alive(nodes: &mut [DevNode], pid: Pid) -> bool {
-    // Our own children must be reaped, or they stay as zombies that look alive.
-    for node in nodes {
-        if let Some(child) = &mut node.child {
-            if child.id().and_then(|id| Pid::from_raw(id as i32)) == Some(pid) {
-                return matches!(child.try_wait(), Ok(None));
-            }
-        }
-    }
-    test_kill_process(pid).is_ok()
+/// Not gone, and not a zombie that whoever started it has yet to reap.
+fn is_alive(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
 fn log_tail(node: &DevNode) -> String {

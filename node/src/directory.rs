@@ -144,10 +144,11 @@ impl MeshDirectory {
         freshness: Freshness,
     ) -> Result<SandboxFacts, DirectoryError> {
         let region = self.region_of(sandbox_id.region())?;
-        if region != self.home && freshness == Freshness::Replica {
-            if let Some(facts) = self.recall(sandbox_id) {
-                return Ok(facts);
-            }
+        if region != self.home
+            && freshness == Freshness::Replica
+            && let Some(facts) = self.recall(sandbox_id)
+        {
+            return Ok(facts);
         }
         match self.ask(&region, LocateQuestion::Sandbox(sandbox_id), freshness).await? {
             LocateAnswer::Sandbox(facts) => {

@@ -10,6 +10,8 @@ use crate::cli::DoctorArgs;
 use crate::config::Config;
 use crate::runtimes;
 
+/// For logs and snapshots of the state.
+const DATA_DISK_FREE_GIB_MIN: u32 = 1;
 /// UDP buffers below this cost throughput between nodes on fast links.
 const UDP_BUFFER_BYTES_MIN: u64 = 2 * 1024 * 1024;
 
@@ -20,6 +22,15 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let mut advice = Vec::new();
     if rustix::process::geteuid().as_raw() != 0 {
         wrong.push("not root: sandboxes' network namespaces cannot be entered; run atoll as root".to_owned());
+    }
+    if let Some(config) = &config {
+        let free_gib = config.free_disk_gib();
+        if free_gib < DATA_DISK_FREE_GIB_MIN {
+            wrong.push(format!(
+                "{} has {free_gib} GiB left, and the log needs room: free some, {DATA_DISK_FREE_GIB_MIN} GiB at least",
+                config.data_dir.display()
+            ));
+        }
     }
     for name in ["rmem_max", "wmem_max"] {
         let bytes = std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap_or_default();

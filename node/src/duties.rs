@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_api::ids::{NodeId, RegionName};
+use atoll_api::sandbox::Desired;
 use atoll_consensus::group::{ClusterGroup, RegionGroup};
 use atoll_consensus::plan::{PlanConfig, plan};
 use atoll_consensus::state::cluster::{ClusterCommand, NodeAddresses, NodeCapacity};
-use atoll_consensus::state::region::RegionCommand;
+use atoll_consensus::state::region::{NodeHealth, RegionCommand};
 use atoll_consensus::{Consensus, GroupError};
 use atoll_mesh::stream::GroupName;
 use tokio_util::sync::CancellationToken;
@@ -105,7 +106,8 @@ impl Duties {
                 node_down_after_ms: self.node_down_after_ms,
                 leader_since_ms: now_ms.saturating_sub(leader_since.elapsed().as_millis() as u64),
             };
-            let decisions = self.region.read(|state| plan(state, &silence, now_ms, &config));
+            let mut decisions = self.region.read(|state| plan(state, &silence, now_ms, &config));
+            decisions.extend(self.withdrawals());
             for decision in decisions {
                 info!(?decision, region = %self.home, "proposing");
                 if let Err(error) = self.region.propose(decision).await {
@@ -114,6 +116,21 @@ impl Duties {
                 }
             }
         }
+    }
+}
+
+impl Duties {
+    /// Nodes that were removed from the cluster and that nothing but unfinished deletes is placed on.
+    fn withdrawals(&self) -> Vec<RegionCommand> {
+        let removed: Vec<NodeId> = self.cluster.read(|state| state.removed_nodes.keys().copied().collect());
+        self.region.read(|state| {
+            let down = |node_id: &NodeId| {
+                state.nodes.get(node_id).is_some_and(|node| node.health == NodeHealth::Down)
+                    && state.assignments(*node_id).all(|(_, record)| record.desired == Desired::Deleted)
+            };
+            let withdraw = |node_id: NodeId| RegionCommand::WithdrawNode { node_id };
+            removed.into_iter().filter(down).map(withdraw).collect()
+        })
     }
 }
 

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_api::ids::{RegionName, SandboxId};
-use atoll_api::rest::SandboxState;
+use atoll_api::sandbox::{Desired, Phase};
 use atoll_consensus::group::RegionGroup;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::verb::SandboxView;
 use crate::rest::{SandboxEvent, public_state};
+
+/// What listeners have been told.
+type Said = HashMap<SandboxId, Arc<SandboxView>>;
 
 const LOOK_FOR_LISTENERS_EVERY: Duration = Duration::from_millis(200);
 
@@ -22,7 +25,7 @@ pub async fn publish_changes(
     cancel: CancellationToken,
 ) {
     let mut changes = region.changes();
-    let mut said: Option<HashMap<SandboxId, SandboxState>> = None;
+    let mut said: Option<Said> = None;
     loop {
         changes.borrow_and_update();
         // Nobody listens: nothing is compared, and the next listener begins with what is there then.
@@ -44,34 +47,43 @@ pub async fn publish_changes(
     }
 }
 
-fn compare(
-    home: &RegionName,
-    region: &RegionGroup,
-    said: Option<&HashMap<SandboxId, SandboxState>>,
-) -> (HashMap<SandboxId, SandboxState>, Vec<SandboxEvent>) {
+fn compare(home: &RegionName, region: &RegionGroup, said: Option<&Said>) -> (Said, Vec<SandboxEvent>) {
     region.read(|state| {
-        let mut happened = Vec::new();
-        let mut now = HashMap::with_capacity(state.sandboxes.len());
+        let mut now = Said::with_capacity(state.sandboxes.len());
         for (sandbox_id, record) in &state.sandboxes {
-            let public = public_state(record);
-            now.insert(*sandbox_id, public);
-            let Some(said) = said else { continue };
-            let view = || {
+            let known = said.and_then(|said| said.get(sandbox_id)).filter(|view| view.record == *record);
+            let view = known.cloned().unwrap_or_else(|| {
                 Arc::new(SandboxView {
                     sandbox_id: *sandbox_id,
                     region: home.clone(),
                     record: record.clone(),
                     last_activity_at_ms: record.updated_at_ms,
                 })
-            };
-            match said.get(sandbox_id) {
-                None => happened.push(SandboxEvent::Created(view())),
-                Some(old) if *old != public => {
-                    happened.push(SandboxEvent::StateChanged { old: *old, sandbox: view() });
-                }
-                Some(_) => {}
-            }
+            });
+            now.insert(*sandbox_id, view);
         }
+        let happened = said.map_or_else(Vec::new, |said| differences(said, &now));
         (now, happened)
     })
+}
+
+fn differences(before: &Said, now: &Said) -> Vec<SandboxEvent> {
+    let mut happened = Vec::new();
+    for (sandbox_id, sandbox) in now {
+        match before.get(sandbox_id).map(|view| public_state(&view.record)) {
+            None => happened.push(SandboxEvent::Created(sandbox.clone())),
+            Some(old) if old != public_state(&sandbox.record) => {
+                happened.push(SandboxEvent::StateChanged { old, sandbox: sandbox.clone() });
+            }
+            Some(_) => {}
+        }
+    }
+    for (_, view) in before.iter().filter(|(sandbox_id, _)| !now.contains_key(sandbox_id)) {
+        let mut gone = SandboxView::clone(view);
+        gone.record.desired = Desired::Deleted;
+        gone.record.phase = Phase::Stopped;
+        happened
+            .push(SandboxEvent::StateChanged { old: public_state(&view.record), sandbox: Arc::new(gone) });
+    }
+    happened
 }

@@ -18,7 +18,7 @@ use atoll_consensus::state::cluster::{
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::duties::COMMAND_VERSION;
-use crate::files::write_private;
+use crate::files::{private_dir, write_private};
 use crate::trust::SEALED_CA_KEY;
 
 /// What a create without numbers gets.
@@ -40,6 +40,7 @@ pub fn found(config: &Config) -> Result<Founded> {
             config.data_dir.display()
         );
     }
+    private_dir(&config.data_dir).context("make the data folder private")?;
     std::fs::create_dir_all(layout.identity_dir()).context("make the identity folder")?;
     let cluster_id = uuid::Uuid::new_v4();
     let now_ms = now_ms();

@@ -11,7 +11,7 @@ use atoll_mesh::join::{JoinRequest, NodeAddresses, NodeCapacity, join};
 
 use crate::config::Config;
 use crate::duties::COMMAND_VERSION;
-use crate::files::write_private;
+use crate::files::{private_dir, write_private};
 
 pub async fn join_cluster(config: &Config, peer: &str, token: &JoinToken) -> Result<NodeId> {
     let layout = config.layout();
@@ -21,6 +21,7 @@ pub async fn join_cluster(config: &Config, peer: &str, token: &JoinToken) -> Res
             config.data_dir.display()
         );
     }
+    private_dir(&config.data_dir).context("make the data folder private")?;
     std::fs::create_dir_all(layout.identity_dir()).context("make the identity folder")?;
     let key = NodeKey::load_or_generate(&layout.identity_dir()).context("make the node's key")?;
     let (addresses, capacity) = (config.addresses(), config.capacity());

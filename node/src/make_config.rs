@@ -7,6 +7,7 @@ use atoll_api::ids::RegionName;
 
 use crate::cli::MakeConfigArgs;
 use crate::config::{Advertise, Capacity, Config, Listen, RuntimeConfig, Timing, default_snapshot};
+use crate::files::private_dir;
 
 /// The given file, whose region must be the one asked for, or a new one inside the data folder.
 pub fn given_or_made(
@@ -28,7 +29,7 @@ pub fn given_or_made(
         bail!("--base-port must leave room for three more ports");
     }
     let data_dir = std::path::absolute(&make.data_dir).context("make --data-dir absolute")?;
-    std::fs::create_dir_all(&data_dir).with_context(|| format!("create {}", data_dir.display()))?;
+    private_dir(&data_dir).with_context(|| format!("create {}", data_dir.display()))?;
     let config = Config {
         name: make.name.clone().unwrap_or_else(host_name),
         region: region.clone(),

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_api::ids::{NodeId, SandboxId};
-use atoll_api::sandbox::{Desired, Placement};
+use atoll_api::ids::{NodeId, RegionName, SandboxId};
+use atoll_api::sandbox::{Desired, Placement, SandboxSpec};
 use atoll_consensus::group::RegionGroup;
-use atoll_consensus::state::region::{RegionCommand, RegionOutcome};
+use atoll_consensus::state::region::{RegionCommand, RegionOutcome, SandboxRecord};
 use atoll_runner::{Assignment, Report, ReportKind, RunnerHandle};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
@@ -26,6 +26,7 @@ const REPORTS_IN_FLIGHT_MAX: usize = 256;
 
 pub struct Owner {
     pub me: NodeId,
+    pub home: RegionName,
     pub region: RegionGroup,
     pub runner: RunnerHandle,
     pub activity: Arc<Activity>,
@@ -59,13 +60,28 @@ impl Owner {
                 |(sandbox_id, record): (_, &atoll_consensus::state::region::SandboxRecord)| Assignment {
                     sandbox_id,
                     generation: record.placement.generation,
-                    spec: Arc::new(record.spec.clone()),
+                    spec: Arc::new(self.told_who_it_is(sandbox_id, record)),
                     desired: record.desired,
                     desired_version: record.desired_version,
                     phase: record.phase.clone(),
                 };
             Some(state.assignments(self.me).map(assignment).collect())
         })
+    }
+
+    /// The specification with what programs inside read to learn where they are. What the caller set stays.
+    fn told_who_it_is(&self, sandbox_id: SandboxId, record: &SandboxRecord) -> SandboxSpec {
+        let mut spec = record.spec.clone();
+        for (name, value) in [
+            ("DAYTONA_SANDBOX_ID", sandbox_id.to_string()),
+            ("DAYTONA_SANDBOX_SNAPSHOT", spec.snapshot.clone()),
+            ("DAYTONA_SANDBOX_USER", spec.user.clone()),
+            ("DAYTONA_ORGANIZATION_ID", record.organization_id.to_string()),
+            ("DAYTONA_REGION_ID", self.home.to_string()),
+        ] {
+            spec.env.entry(name.to_owned()).or_insert(value);
+        }
+        spec
     }
 
     /// Stops and deletes sandboxes of this node that have been idle for as long as their intervals say.

@@ -61,7 +61,8 @@ pub struct RestState {
 }
 
 /// How many SDKs may listen for events on one node.
-pub const LISTENERS_MAX: usize = 8_192;
+/// Each costs three file descriptors and some 90 KB, and is counted before it has shown a key.
+pub const LISTENERS_MAX: usize = 1_024;
 /// How many events a listener may lag behind.
 pub const EVENTS_WAITING_MAX: usize = 1_024;
 

@@ -117,10 +117,11 @@ impl Replica {
         }
     }
 
-    /// Has a batch decided. Only the leader can; the outcomes are in the order of the proposals.
-    pub async fn write(&self, batch: Batch) -> Result<Vec<Bytes>, NotDecided> {
+    /// Has a batch decided. Only the leader can; the outcomes are in the order of the proposals. With them comes the
+    /// index of the entry that holds them.
+    pub async fn write(&self, batch: Batch) -> Result<(Vec<Bytes>, u64), NotDecided> {
         match self.raft.client_write(batch).await {
-            Ok(written) => Ok(written.data.0),
+            Ok(written) => Ok((written.data.0, written.log_id.index)),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
                 Err(NotDecided::NotLeader { leader: to.leader_id.map(NodeId) })
             }

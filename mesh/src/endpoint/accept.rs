@@ -20,7 +20,7 @@ use crate::join::{self, JoinHandler};
 use crate::link::StreamHandler;
 use crate::quic::bytes::QuicStream;
 use crate::quic::{ALPN_BULK, ALPN_JOIN, ALPN_RAFT, CloseCode};
-use crate::stream::{StreamClass, read_header};
+use crate::stream::{StreamClass, StreamError, read_header};
 
 /// Handshakes in progress; one more is refused.
 const HANDSHAKES_MAX: usize = 256;
@@ -249,6 +249,10 @@ async fn stream(mut stream: QuicStream, peer: NodeId, class: StreamClass, handle
     match timeout(HEADER_DEADLINE, read_header(&mut stream)).await {
         Ok(Ok(header)) if header.class() == class => handler.handle(peer, header, Box::new(stream)).await,
         Ok(Ok(header)) => warn!(%peer, ?header, ?class, "stream on a connection of the other class: dropped"),
+        // A peer that gave up a question before it was asked.
+        Ok(Err(error @ (StreamError::Io(_) | StreamError::Ended))) => {
+            debug!(%peer, %error, "stream broken off")
+        }
         Ok(Err(error)) => warn!(%peer, %error, "stream with a malformed header: dropped"),
         Err(_) => debug!(%peer, "stream without a header: dropped"),
     }

@@ -25,6 +25,7 @@ use crate::quic::{CloseCode, alpn, link_error};
 use crate::stream::StreamClass;
 
 /// A peer that has not answered an attempt for this long is unreachable to those who wait. The attempt goes on.
+/// One with which another connection is up is slow and not gone: for it they wait to the attempt's end.
 const PATIENCE: Duration = Duration::from_millis(900);
 /// An attempt ends after this, all addresses together.
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(3);
@@ -74,7 +75,8 @@ impl Dialer {
             Look::Wait { since, outcome } => (since, outcome),
         };
         let unreachable = |cause: &str| LinkError::Unreachable { peer, cause: cause.into() };
-        let decided = tokio::time::timeout_at(since + PATIENCE, outcome.wait_for(Option::is_some)).await;
+        let patience = if shared.dialer.reaches(peer) { ATTEMPT_DEADLINE } else { PATIENCE };
+        let decided = tokio::time::timeout_at(since + patience, outcome.wait_for(Option::is_some)).await;
         match decided {
             Ok(Ok(outcome)) => outcome.clone().expect("waited until it was there"),
             Ok(Err(_)) => Err(unreachable("this node is stopping")),
@@ -111,6 +113,14 @@ impl Dialer {
         // Bounded by its deadline and by `stopped`; its outcome comes back through the slot.
         shared.drivers.spawn(async move { stopped.run_until_cancelled(attempt).await });
         Look::Wait { since, outcome }
+    }
+
+    /// Whether some connection to the peer is up, of any class.
+    fn reaches(&self, peer: NodeId) -> bool {
+        lock(&self.slots).iter().any(|((p, _), slot)| {
+            *p == peer
+                && matches!(&slot.state, State::Connected(connection) if connection.close_reason().is_none())
+        })
     }
 
     fn settle(&self, peer: NodeId, class: StreamClass, outcome: &Outcome) {
@@ -187,7 +197,12 @@ async fn attempt(
         Err(error) => debug!(%peer, ?class, %error, "could not connect"),
     }
     shared.dialer.settle(peer, class, &outcome);
+    let connected = outcome.is_ok();
     decide.send_replace(Some(outcome));
+    if connected && class == StreamClass::Raft {
+        // The first tunnel should not have to wait for a handshake.
+        let _ = Dialer::look(&shared, peer, StreamClass::Bulk);
+    }
 }
 
 async fn connect(shared: &Shared, peer: NodeId, class: StreamClass) -> Outcome {

@@ -10,7 +10,7 @@ use atoll_api::rest::SandboxState;
 use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
 use atoll_certs::seal::ClusterSecret;
-use atoll_consensus::group::{ClusterGroup, RegionGroup};
+use atoll_consensus::group::{ClusterGroup, GroupError, RegionGroup};
 use atoll_consensus::place::{PlaceRequest, place};
 use atoll_consensus::state::cluster::SnapshotRecord;
 use atoll_consensus::state::region::{
@@ -20,6 +20,7 @@ use atoll_consensus::state::region::{
 use atoll_mesh::dial::{Dial, DialError};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::plane::not_found;
@@ -46,6 +47,8 @@ pub struct RegionVerbs {
     pub secret: Arc<ClusterSecret>,
     pub peers: Arc<Peers>,
     pub dial: Arc<dyn Dial>,
+    /// Cancelled when the node stops: waiting ends, and what is known by then is answered.
+    pub draining: CancellationToken,
     pub default_snapshot: String,
 }
 
@@ -81,6 +84,8 @@ impl RegionVerbs {
                 .await
             }
             Verb::SetIntervals { sandbox, change } => {
+                // The other intervals are said again, so they must be the newest.
+                self.linearize().await?;
                 self.change(caller, sandbox, |sandbox_id, record| RegionCommand::SetIntervals {
                     sandbox_id,
                     intervals: changed_intervals(record, change),
@@ -223,7 +228,7 @@ impl RegionVerbs {
     }
 
     async fn stop(&self, caller: &Caller, sandbox: SandboxReference) -> Result<VerbAnswer, VerbError> {
-        let view = self.found(caller, &sandbox).await?;
+        let view = self.found_to_change(caller, &sandbox).await?;
         self.wish(view.sandbox_id, Desired::Stopped).await?;
         let settled = self
             .settled(view.sandbox_id, STOP_DEADLINE, |record| {
@@ -235,7 +240,7 @@ impl RegionVerbs {
     }
 
     async fn delete(&self, caller: &Caller, sandbox: SandboxReference) -> Result<VerbAnswer, VerbError> {
-        let view = self.found(caller, &sandbox).await?;
+        let view = self.found_to_change(caller, &sandbox).await?;
         self.wish(view.sandbox_id, Desired::Deleted).await?;
         info!(sandbox_id = %view.sandbox_id, "deleted");
         Ok(answer(deleted(view)))
@@ -252,9 +257,8 @@ impl RegionVerbs {
         sandbox: SandboxReference,
         command: impl FnOnce(SandboxId, &SandboxRecord) -> RegionCommand,
     ) -> Result<VerbAnswer, VerbError> {
-        let view = self.found(caller, &sandbox).await?;
+        let view = self.found_to_change(caller, &sandbox).await?;
         self.propose(command(view.sandbox_id, &view.record)).await?;
-        self.linearize().await?;
         self.find(caller, &SandboxReference::Id(view.sandbox_id)).map(answer)
     }
 
@@ -265,7 +269,7 @@ impl RegionVerbs {
         port: u16,
         expires_in_s: u64,
     ) -> Result<VerbAnswer, VerbError> {
-        let view = self.found(caller, &sandbox).await?;
+        let view = self.found_to_change(caller, &sandbox).await?;
         let token = SignedPreviewToken::from_random(view.sandbox_id.region(), rand::random());
         self.propose(RegionCommand::IssuePreviewToken {
             token_hash: token.hash(),
@@ -288,7 +292,7 @@ impl RegionVerbs {
                 "expiresInMinutes must be 1 to {SSH_EXPIRY_MINUTES_MAX}"
             )));
         }
-        let view = self.found(caller, &sandbox).await?;
+        let view = self.found_to_change(caller, &sandbox).await?;
         let token = SshToken::from_random(view.sandbox_id.region(), rand::random());
         let created_at_ms = now_ms();
         let expires_at_ms = created_at_ms + expires_in_minutes * 60_000;
@@ -377,6 +381,21 @@ impl RegionVerbs {
         self.find(caller, sandbox)
     }
 
+    /// For a change that does not depend on what the record says now: the log judges it. What was made on another node a
+    /// moment ago may be missing here, and a name may have been given to another sandbox since; an id never is.
+    async fn found_to_change(
+        &self,
+        caller: &Caller,
+        sandbox: &SandboxReference,
+    ) -> Result<SandboxView, VerbError> {
+        if let SandboxReference::Id(_) = sandbox
+            && let Ok(view) = self.find(caller, sandbox)
+        {
+            return Ok(view);
+        }
+        self.found(caller, sandbox).await
+    }
+
     fn find(&self, caller: &Caller, sandbox: &SandboxReference) -> Result<SandboxView, VerbError> {
         self.group
             .read(|state| {
@@ -392,14 +411,13 @@ impl RegionVerbs {
             .ok_or_else(|| not_found(sandbox))
     }
 
-    /// Waits in the local replica; on the deadline the sandbox is answered as it is by then. `None`: it is gone.
+    /// Waits in the local replica, which shows what this node has proposed; on the deadline the sandbox is answered as it is by then. `None`: it is gone.
     async fn settled(
         &self,
         sandbox_id: SandboxId,
         deadline: Duration,
         settled: impl Fn(&SandboxRecord) -> bool,
     ) -> Result<Option<SandboxView>, VerbError> {
-        self.linearize().await?;
         let until = Instant::now() + deadline;
         let mut changes = self.group.changes();
         loop {
@@ -413,7 +431,11 @@ impl RegionVerbs {
                 Some((true, view)) => return Ok(Some(view)),
                 Some((false, view)) => {
                     let left = until.saturating_duration_since(Instant::now());
-                    match tokio::time::timeout(left, changes.changed()).await {
+                    let changed = tokio::select! {
+                        changed = tokio::time::timeout(left, changes.changed()) => changed,
+                        _ = self.draining.cancelled() => return Ok(Some(view)),
+                    };
+                    match changed {
                         Ok(Ok(())) => {}
                         Ok(Err(_)) => {
                             return Err(VerbError::Unavailable {
@@ -474,9 +496,9 @@ fn changed_intervals(record: &SandboxRecord, change: IntervalChange) -> Interval
         auto_delete_minutes: record.auto_delete_minutes,
     };
     match change {
-        IntervalChange::AutoStopMinutes(minutes) => intervals.auto_stop_minutes = minutes,
-        IntervalChange::AutoArchiveMinutes(minutes) => intervals.auto_archive_minutes = minutes,
-        IntervalChange::AutoDeleteMinutes(minutes) => intervals.auto_delete_minutes = minutes,
+        IntervalChange::StopAfterMinutes(minutes) => intervals.auto_stop_minutes = minutes,
+        IntervalChange::ArchiveAfterMinutes(minutes) => intervals.auto_archive_minutes = minutes,
+        IntervalChange::DeleteAfterMinutes(minutes) => intervals.auto_delete_minutes = minutes,
     }
     intervals
 }
@@ -498,15 +520,24 @@ fn bad_request(error: impl std::fmt::Display) -> VerbError {
     VerbError::BadRequest(error.to_string())
 }
 
-pub fn unavailable(error: atoll_consensus::group::GroupError) -> VerbError {
-    VerbError::Unavailable { message: error.to_string(), retry_after_s: 1 }
+pub fn unavailable(error: GroupError) -> VerbError {
+    let message = error.to_string();
+    match error {
+        // The same one will never fit.
+        GroupError::TooLarge { .. } => VerbError::BadRequest(message),
+        GroupError::NoLeader { .. } | GroupError::Overloaded { .. } | GroupError::Stopped { .. } => {
+            VerbError::Unavailable { message, retry_after_s: 1 }
+        }
+    }
 }
 
 fn rejected(rejection: RegionRejection) -> VerbError {
     let message = rejection.to_string();
     match rejection {
         RegionRejection::NotFound => VerbError::NotFound(message),
-        RegionRejection::NameTaken(_) | RegionRejection::Deleting => VerbError::Conflict(message),
+        RegionRejection::NameTaken(_) | RegionRejection::Deleting | RegionRejection::TooManyTokens(_) => {
+            VerbError::Conflict(message)
+        }
         RegionRejection::NoRoom | RegionRejection::NodeNotReady => VerbError::NoRoom(message),
         other => VerbError::Internal(other.to_string()),
     }

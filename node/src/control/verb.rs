@@ -164,9 +164,9 @@ pub struct ListSandboxes {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IntervalChange {
-    AutoStopMinutes(u32),
-    AutoArchiveMinutes(u32),
-    AutoDeleteMinutes(i32),
+    StopAfterMinutes(u32),
+    ArchiveAfterMinutes(u32),
+    DeleteAfterMinutes(i32),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

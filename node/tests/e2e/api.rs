@@ -23,8 +23,8 @@ pub const RULES: &[Rule] = &[
 ];
 
 fn found_at_once(world: &World) {
-    for round in 0..3 {
-        let sandbox = world.create(EU[round]);
+    for asked in EU {
+        let sandbox = world.create(asked);
         for node in EU {
             let seen = world.get(node, &format!("/sandbox/{}", sandbox.id)).expect(200).json();
             assert_eq!(seen["state"], "started");
@@ -61,7 +61,8 @@ fn lists(world: &World) {
     }
 
     let mut made: Vec<_> = sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
-    (made.sort(), seen.sort());
+    made.sort();
+    seen.sort();
     assert_eq!(seen, made);
 }
 

@@ -119,7 +119,7 @@ fn join_and_remove(world: &World) {
         let cluster: Value = world.get(1, "/cluster").expect(200).json();
         (!cluster.to_string().contains(&id), cluster)
     });
-    assert_eq!(out["nodes"].as_array().unwrap().len(), 4);
+    assert_eq!(out["nodes"].as_array().unwrap().len(), 4, "{out}");
     // It is out of the mesh: it can no longer decide or read anything.
     world.eventually(Duration::from_secs(20), || {
         let request =
