@@ -48,8 +48,9 @@ build_tar() {
 [ -s "$tar" ] || build_tar
 if ! docker image inspect "$image" >/dev/null 2>&1; then
   say "importing into Docker as $image"
+  # ts-node checks types first unless it is told not to, which takes seconds for a line of code.
   docker import --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
-    --change 'ENV LANG=C.UTF-8' --change 'LABEL org.opencontainers.image.title=atoll-base' "$tar" "$image" >/dev/null
+    --change 'ENV LANG=C.UTF-8' --change 'ENV TS_NODE_TRANSPILE_ONLY=true' --change 'LABEL org.opencontainers.image.title=atoll-base' "$tar" "$image" >/dev/null
 fi
 docker tag "$image" atoll-base:latest
 echo "$image"

@@ -27,6 +27,7 @@ assert.equal(sandbox.labels.story, 'node')
 const answer = await sandbox.process.executeCommand('echo $GREETING from $(whoami)')
 assert.equal(answer.exitCode, 0)
 assert.equal(answer.result.trim(), 'hello from daytona')
+assert.equal((await sandbox.process.codeRun('const answer: number = 6 * 7; console.log(answer)')).result.trim(), '42')
 await assert.rejects(sandbox.process.executeCommand('sleep 30', undefined, undefined, 1), DaytonaProcessExecutionTimeoutError)
 
 const home = await sandbox.getUserHomeDir()
