@@ -11,12 +11,12 @@ use rand::seq::IndexedRandom;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{NODES, World, eventually};
+use crate::world::{NODES, Sandbox, World, eventually};
 
 const WRITERS: usize = 3;
 const READERS: usize = 2;
 /// That every writer and reader knows from the beginning.
-const FIRST_SANDBOXES: usize = 3;
+const FIRST_SANDBOXES: usize = 2;
 /// A maker has so many of its own at most; then it deletes the oldest.
 const MADE_MAX: usize = 2;
 const THINK_MS_MAX: u64 = 30;
@@ -24,6 +24,8 @@ const MAKER_THINK_MS_MAX: u64 = 1_500;
 
 pub struct Load {
     world: Arc<World>,
+    /// Started when the load began, and never deleted by it.
+    pub first: Vec<Sandbox>,
     stop: CancellationToken,
     clients: JoinSet<Result<()>>,
 }
@@ -31,13 +33,14 @@ pub struct Load {
 impl Load {
     /// Returns when there are sandboxes and the clients are at work.
     pub async fn begin(world: &Arc<World>) -> Result<Load> {
-        let mut first = JoinSet::new();
+        let mut creates = JoinSet::new();
         for node in NODES.into_iter().cycle().take(FIRST_SANDBOXES) {
             let world = Arc::clone(world);
-            first.spawn(async move { world.create_started(node).await });
+            creates.spawn(async move { world.create_started(node).await });
         }
-        while let Some(made) = first.join_next().await {
-            made?.context("make the first sandboxes")?;
+        let mut first = Vec::new();
+        while let Some(made) = creates.join_next().await {
+            first.push(made?.context("make the first sandboxes")?);
         }
         let (stop, mut clients) = (CancellationToken::new(), JoinSet::new());
         for client in 0..WRITERS + READERS + 1 {
@@ -48,7 +51,7 @@ impl Load {
                 _ => clients.spawn(read(world, stop, random)),
             };
         }
-        let load = Load { world: Arc::clone(world), stop, clients };
+        let load = Load { world: Arc::clone(world), first, stop, clients };
         load.until_acknowledged(30, Duration::ZERO).await?;
         Ok(load)
     }

@@ -29,11 +29,7 @@ fn main() -> ExitCode {
         .expect("nothing else has installed a provider");
     let trials = scenarios::ALL
         .iter()
-        .map(|(name, scenario)| {
-            Trial::test(*name, move || {
-                run(name, *scenario).map_err(|error| Failed::from(format!("{error:?}")))
-            })
-        })
+        .map(|(name, scenario)| Trial::test(*name, move || run(name, *scenario).map_err(Failed::from)))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -56,7 +52,7 @@ fn attempt(name: &str, scenario: Scenario) -> Result<()> {
     world.say(&format!("the cluster serves after {:.1} s; seed {seed}", began.elapsed().as_secs_f64()));
     let outcome = runtime.block_on(async {
         scenario(world.clone()).await?;
-        world.say(&format!("played after {:.1} s", began.elapsed().as_secs_f64()));
+        world.say("played; now it is judged");
         world.is_whole().await
     });
     world.say(&format!("{} calls in {:.1} s", world.history.calls().len(), began.elapsed().as_secs_f64()));

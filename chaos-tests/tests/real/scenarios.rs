@@ -34,11 +34,14 @@ const IN_THE_MIDDLE_OF_CREATES: Duration = Duration::from_millis(1_200);
 const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 /// A node is Down after 6 s of silence, as the leader sees it on its next look.
 const DOWN_WITHIN: Duration = Duration::from_secs(15);
+/// By then a node without the others has noticed everything about it that it ever will.
+const NOTICED_WITHIN: Duration = Duration::from_secs(8);
 const FROZEN_FOR: Duration = Duration::from_secs(3);
 const WRITES_BETWEEN: usize = 40;
 
 async fn region_leader(world: Arc<World>) -> Result<()> {
     let load = Load::begin(&world).await?;
+    world.say("the clients are at work");
     let leader = world.leader(REGION).await?;
     let creates = creates_on_all(&world);
 
@@ -59,6 +62,7 @@ async fn region_leader(world: Arc<World>) -> Result<()> {
 
 async fn cluster_leader(world: Arc<World>) -> Result<()> {
     let load = Load::begin(&world).await?;
+    world.say("the clients are at work");
     let leader = world.leader(CLUSTER).await?;
     let before = token(&world, leader).await?.context("a token of the leader")?;
 
@@ -80,6 +84,7 @@ async fn cluster_leader(world: Arc<World>) -> Result<()> {
 
 async fn follower(world: Arc<World>) -> Result<()> {
     let load = Load::begin(&world).await?;
+    world.say("the clients are at work");
     let leaders = [world.leader(REGION).await?, world.leader(CLUSTER).await?];
     let followers: Vec<usize> = NODES.into_iter().filter(|node| !leaders.contains(node)).collect();
     let follower =
@@ -140,20 +145,21 @@ async fn owner(world: Arc<World>) -> Result<()> {
 
 async fn all(world: Arc<World>) -> Result<()> {
     let load = Load::begin(&world).await?;
-    let owned = owned_by(&world, NODES[1]).await?;
+    world.say("the clients are at work");
+    let before = runs(&load.first).await?;
     load.until_acknowledged(WRITES_BETWEEN, world.history.now()).await?;
     let creates = creates_on_all(&world);
 
     world.some_moment(IN_THE_MIDDLE_OF_CREATES).await;
     let killed_at = world.kill(&NODES).await?;
-    still_runs(&owned).await.context("while no node is up")?;
+    still_runs(&before).await.context("while no node is up")?;
     world.restart(&NODES).await?;
 
     let next = load.until_acknowledged(WRITES_BETWEEN, killed_at).await?;
     world.say(&format!("{WRITES_BETWEEN} writes within {} ms of the kill", (next - killed_at).as_millis()));
     ended(creates).await?;
     load.end().await?;
-    still_runs(&owned).await.context("after the restart")
+    still_runs(&before).await.context("after the restart")
 }
 
 async fn no_quorum(world: Arc<World>) -> Result<()> {
@@ -164,12 +170,14 @@ async fn no_quorum(world: Arc<World>) -> Result<()> {
 
     world.kill(&others).await?;
 
-    // Long enough for the survivor to notice everything that it ever will.
-    let until = Instant::now() + DOWN_WITHIN;
+    let until = Instant::now() + NOTICED_WITHIN;
     while Instant::now() < until {
-        refused(&world, survivor, Method::PUT, &format!("/sandbox/{}/labels", sandbox.id)).await?;
-        refused(&world, survivor, Method::POST, "/sandbox").await?;
-        refused(&world, survivor, Method::GET, &format!("/sandbox/{}", sandbox.id)).await?;
+        let (labels, get) = (format!("/sandbox/{}/labels", sandbox.id), format!("/sandbox/{}", sandbox.id));
+        tokio::try_join!(
+            refused(&world, survivor, Method::PUT, &labels),
+            refused(&world, survivor, Method::POST, "/sandbox"),
+            refused(&world, survivor, Method::GET, &get),
+        )?;
         world.exec(survivor, &sandbox.id, "true").await.context("without a quorum")?;
     }
     world.restart(&others).await?;
@@ -184,6 +192,7 @@ async fn no_quorum(world: Arc<World>) -> Result<()> {
 
 async fn frozen_leader(world: Arc<World>) -> Result<()> {
     let load = Load::begin(&world).await?;
+    world.say("the clients are at work");
     let leader = world.leader(REGION).await?;
     let names = world.names();
 
@@ -238,16 +247,20 @@ async fn owned_by(world: &World, owner: usize) -> Result<Vec<(Sandbox, Run)>> {
     const CREATES_MAX: usize = 9;
     let mut owned = Vec::new();
     for _ in 0..CREATES_MAX {
-        let sandbox = world.create_started(owner).await?;
-        if sandbox.owner == owner {
-            let run = engine::run_of(&sandbox.id).await?;
-            owned.push((sandbox, run));
-        }
+        owned.extend(Some(world.create_started(owner).await?).filter(|sandbox| sandbox.owner == owner));
         if owned.len() == WANTED {
-            return Ok(owned);
+            return runs(&owned).await;
         }
     }
     bail!("of {CREATES_MAX} sandboxes n{} got {}", owner + 1, owned.len())
+}
+
+async fn runs(sandboxes: &[Sandbox]) -> Result<Vec<(Sandbox, Run)>> {
+    let mut runs = Vec::new();
+    for sandbox in sandboxes {
+        runs.push((sandbox.clone(), engine::run_of(&sandbox.id).await?));
+    }
+    Ok(runs)
 }
 
 /// The very same processes as before: not started again, not made anew.

@@ -20,8 +20,8 @@ use crate::engine;
 
 /// No call may hang for longer, whatever happens to the nodes. Longer than a write over an election takes.
 const CALL_DEADLINE: Duration = Duration::from_secs(12);
-/// A create starts a container.
-const CREATE_DEADLINE: Duration = Duration::from_secs(20);
+/// A create answers after 30 s, whether the sandbox has started or not.
+const CREATE_DEADLINE: Duration = Duration::from_secs(40);
 /// How long a cluster whose nodes are all up may take until nothing of a fault is left.
 const HEALED_WITHIN: Duration = Duration::from_secs(45);
 const LOOK_EVERY: Duration = Duration::from_millis(30);
@@ -74,7 +74,7 @@ impl World {
     }
 
     pub fn say(&self, what: &str) {
-        eprintln!("{}: {what}", self.scenario);
+        eprintln!("{} at {:.1} s: {what}", self.scenario, self.history.now().as_secs_f64());
     }
 
     pub fn random<T>(&self, choose: impl FnOnce(&mut StdRng) -> T) -> T {
@@ -246,18 +246,24 @@ impl World {
 
     /// The same, but when the answer is to try again, it does.
     pub async fn exec_soon(&self, node: usize, sandbox_id: &str, command: &str) -> Result<String> {
+        let (began, refused) = (Instant::now(), AtomicU64::new(0));
         let what = format!("n{} runs a command in {sandbox_id}", node + 1);
         let look = || async {
             match self.try_exec(node, sandbox_id, command).await {
                 Ok(Ok(output)) => Some(Ok(output)),
-                Ok(Err(try_again)) => {
-                    self.say(&try_again);
+                Ok(Err(_try_again)) => {
+                    refused.fetch_add(1, Ordering::Relaxed);
                     None
                 }
                 Err(error) => Some(Err(error)),
             }
         };
-        eventually(HEALED_WITHIN, &what, look).await?
+        let ran = eventually(HEALED_WITHIN, &what, look).await?;
+        let refused = refused.into_inner();
+        if refused > 0 {
+            self.say(&format!("{what} only after {refused} × 503, {} ms", began.elapsed().as_millis()));
+        }
+        ran
     }
 
     /// The inner error: try again.
