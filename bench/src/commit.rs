@@ -54,25 +54,34 @@ async fn latency(
     let leader = cluster.region_leader().await?;
     let follower = cluster.another_than(leader);
     let mut file = tempfile::tempfile_in(work_dir).context("make a file to sync")?;
-    let [mut atoll_leader, mut etcd_leader, mut atoll_follower, mut etcd_follower, mut syncs] =
-        [const { Vec::new() }; 5];
+    let [mut atoll_leader, mut etcd_leader, mut atoll_follower, mut etcd_follower] =
+        [const { Load::new() }; 4];
+    let mut syncs = Load::new();
     for round in 0..WARM_UPS + effort.samples(ROUNDS) {
         let value = value_of(0, round);
         let turns = [
-            (timed(put_labels(cluster, leader, sandbox, &value)).await?, &mut atoll_leader),
-            (timed(etcd.put(etcd.leader, "labels", &labels(&value))).await?, &mut etcd_leader),
-            (timed(put_labels(cluster, follower, sandbox, &value)).await?, &mut atoll_follower),
-            (timed(etcd.put(etcd.follower(), "labels", &labels(&value))).await?, &mut etcd_follower),
-            (timed(async { sync_once(&mut file) }).await?, &mut syncs),
+            (timed(put_labels(cluster, leader, sandbox, &value)).await, &mut atoll_leader),
+            (timed(etcd.put(etcd.leader, "labels", &labels(&value))).await, &mut etcd_leader),
+            (timed(put_labels(cluster, follower, sandbox, &value)).await, &mut atoll_follower),
+            (timed(etcd.put(etcd.follower(), "labels", &labels(&value))).await, &mut etcd_follower),
+            (timed(async { sync_once(&mut file) }).await, &mut syncs),
         ];
-        for ((took, ()), samples) in turns {
+        for (ended, load) in turns {
             if round >= WARM_UPS {
-                samples.push(took);
+                load.add(ended);
             }
         }
     }
-    let etcd_leader = Samples::of_latencies(etcd_leader)?;
-    let atoll_leader = Samples::of_latencies(atoll_leader)?;
+    report.note(format!(
+        "One client: requests that failed and are in no figure: {} of ours, {} of etcd's.",
+        atoll_leader.failed + atoll_follower.failed,
+        etcd_leader.failed + etcd_follower.failed
+    ));
+    let [atoll_leader, etcd_leader, atoll_follower, etcd_follower, syncs] =
+        [atoll_leader, etcd_leader, atoll_follower, etcd_follower, syncs]
+            .map(|load| load.sound().map(|()| load.latencies));
+    let etcd_leader = Samples::of_latencies(etcd_leader?)?;
+    let atoll_leader = Samples::of_latencies(atoll_leader?)?;
     report.compare(
         "commit, 1 client, through the leader",
         &atoll_leader,
@@ -81,16 +90,16 @@ async fn latency(
     );
     report.compare(
         "commit, 1 client, through another node",
-        &Samples::of_latencies(atoll_follower)?,
+        &Samples::of_latencies(atoll_follower?)?,
         "etcd, through a follower",
-        &Samples::of_latencies(etcd_follower)?,
+        &Samples::of_latencies(etcd_follower?)?,
     );
     let floor = format!("one {SYNC_BYTES} byte append + fdatasync here");
     report.compare(
         "commit, 1 client, through the leader",
         &atoll_leader,
         &floor,
-        &Samples::of_latencies(syncs)?,
+        &Samples::of_latencies(syncs?)?,
     );
     Ok(())
 }
