@@ -58,7 +58,9 @@ impl Client {
             let answered = match asked {
                 Asked::Write(command) => region.propose(command).await.map(Answered::Wrote),
                 Asked::Read => region.linearize().await.map(|()| {
-                    Answered::Read(region.read(|state| state.sandboxes.get(&sandbox_id(sandbox)).cloned()))
+                    Answered::Read(
+                        region.read(|state| state.sandboxes.get(&sandbox_id(sandbox)).cloned().map(Box::new)),
+                    )
                 }),
             };
             self.recorder.end(call, answered.unwrap_or(Answered::Nothing));
@@ -66,7 +68,7 @@ impl Client {
     }
 
     fn choose(&mut self, region: &RegionGroup, sandbox: u64) -> Asked {
-        let seen = region.read(|state| state.sandboxes.get(&sandbox_id(sandbox)).cloned());
+        let seen = region.read(|state| state.sandboxes.get(&sandbox_id(sandbox)).cloned().map(Box::new));
         let (unique, node) = (self.next(), 1 + self.below(self.nodes));
         // A sandbox's name carries its creator's number, so that two creates of one id differ.
         let Some(seen) = seen else {

@@ -16,7 +16,7 @@ pub enum Asked {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answered {
     Wrote(RegionOutcome),
-    Read(Option<SandboxRecord>),
+    Read(Option<Box<SandboxRecord>>),
     /// No answer came: a write may have been done, or may still be.
     Nothing,
 }

@@ -123,7 +123,7 @@ impl<'a> Search<'a> {
         let Call { asked, answered, .. } = self.calls[call];
         match (asked, answered) {
             (Asked::Read, Answered::Read(seen)) => {
-                (state.sandboxes.get(&self.sandbox) == seen.as_ref()).then(|| state.clone())
+                (state.sandboxes.get(&self.sandbox) == seen.as_deref()).then(|| state.clone())
             }
             (Asked::Write(command), answered) => {
                 let mut next = state.clone();
@@ -170,10 +170,10 @@ mod tests {
                 assert_eq!(state.apply(command.clone()), RegionOutcome::Applied);
             }
             let seen = state.sandboxes.get(&sandbox_id(0)).cloned();
-            self.call(began, ended, Asked::Read, Answered::Read(seen))
+            self.call(began, ended, Asked::Read, Answered::Read(seen.map(Box::new)))
         }
 
-        fn is_right(self) -> bool {
+        fn judged_right(self) -> bool {
             let history = History { calls: self.0, ..History::default() };
             std::panic::catch_unwind(|| judge(&history, RegionOrdinal::new(0).unwrap())).is_ok()
         }
@@ -188,15 +188,15 @@ mod tests {
         let [a, b, c] = written();
         let told = || Told(vec![]).wrote(1, 2, a.clone()).wrote(3, 4, b.clone()).wrote(5, 6, c.clone());
 
-        assert!(told().read(7, 8, &[a.clone(), b.clone(), c.clone()]).is_right());
-        assert!(!told().read(7, 8, &[a.clone(), b.clone()]).is_right());
+        assert!(told().read(7, 8, &[a.clone(), b.clone(), c.clone()]).judged_right());
+        assert!(!told().read(7, 8, &[a.clone(), b.clone()]).judged_right());
     }
 
     #[test]
     fn a_lost_write_is_found() {
         let [a, ..] = written();
 
-        assert!(!Told(vec![]).wrote(1, 2, a).read(3, 4, &[]).is_right());
+        assert!(!Told(vec![]).wrote(1, 2, a).read(3, 4, &[]).judged_right());
     }
 
     #[test]
@@ -206,8 +206,10 @@ mod tests {
             Told(vec![]).wrote(1, 2, a.clone()).call(3, u64::MAX, Asked::Write(b.clone()), Answered::Nothing)
         };
 
-        assert!(told().read(4, 5, &[a.clone()]).is_right());
-        assert!(told().read(4, 5, &[a.clone(), b.clone()]).is_right());
-        assert!(!told().read(4, 5, &[a.clone(), b.clone()]).read(6, 7, &[a.clone()]).is_right());
+        assert!(told().read(4, 5, std::slice::from_ref(&a)).judged_right());
+        assert!(told().read(4, 5, &[a.clone(), b.clone()]).judged_right());
+        assert!(
+            !told().read(4, 5, &[a.clone(), b.clone()]).read(6, 7, std::slice::from_ref(&a)).judged_right()
+        );
     }
 }

@@ -167,7 +167,7 @@ impl Stage {
                 let call = self.recorder.begin(AUDITOR, *node, sandbox, Asked::Read);
                 group.linearize().await.expect("all is well again");
                 let seen = group.read(|state| state.sandboxes.get(&sandbox).cloned());
-                self.recorder.end(call, Answered::Read(seen));
+                self.recorder.end(call, Answered::Read(seen.map(Box::new)));
             }
         }
         let states = || -> Vec<Vec<u8>> {

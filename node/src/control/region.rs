@@ -496,9 +496,9 @@ fn changed_intervals(record: &SandboxRecord, change: IntervalChange) -> Interval
         auto_delete_minutes: record.auto_delete_minutes,
     };
     match change {
-        IntervalChange::StopAfterMinutes(minutes) => intervals.auto_stop_minutes = minutes,
-        IntervalChange::ArchiveAfterMinutes(minutes) => intervals.auto_archive_minutes = minutes,
-        IntervalChange::DeleteAfterMinutes(minutes) => intervals.auto_delete_minutes = minutes,
+        IntervalChange::Stop(minutes) => intervals.auto_stop_minutes = minutes,
+        IntervalChange::Archive(minutes) => intervals.auto_archive_minutes = minutes,
+        IntervalChange::Delete(minutes) => intervals.auto_delete_minutes = minutes,
     }
     intervals
 }

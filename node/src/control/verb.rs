@@ -163,10 +163,11 @@ pub struct ListSandboxes {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// In minutes: how long a sandbox is idle before it is stopped, stopped before it is archived or deleted.
 pub enum IntervalChange {
-    StopAfterMinutes(u32),
-    ArchiveAfterMinutes(u32),
-    DeleteAfterMinutes(i32),
+    Stop(u32),
+    Archive(u32),
+    Delete(i32),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -202,7 +202,7 @@ pub(super) async fn set_public(visitor: Visitor, path: Segments) -> Result<Json<
 )]
 pub(super) async fn set_auto_stop(visitor: Visitor, path: Segments) -> Result<Json<Sandbox>, ApiError> {
     let minutes = create::auto_stop(path.number("interval", WHOLE)?)?;
-    set_interval(&visitor, &path, IntervalChange::StopAfterMinutes(minutes)).await
+    set_interval(&visitor, &path, IntervalChange::Stop(minutes)).await
 }
 
 /// Sets after how many stopped minutes a sandbox is archived; 0: the longest there is.
@@ -213,7 +213,7 @@ pub(super) async fn set_auto_stop(visitor: Visitor, path: Segments) -> Result<Js
 )]
 pub(super) async fn set_auto_archive(visitor: Visitor, path: Segments) -> Result<Json<Sandbox>, ApiError> {
     let minutes = create::auto_archive(path.number("interval", WHOLE)?)?;
-    set_interval(&visitor, &path, IntervalChange::ArchiveAfterMinutes(minutes)).await
+    set_interval(&visitor, &path, IntervalChange::Archive(minutes)).await
 }
 
 /// Sets after how many stopped minutes a sandbox is deleted; negative: never, 0: as soon as it stops.
@@ -224,7 +224,7 @@ pub(super) async fn set_auto_archive(visitor: Visitor, path: Segments) -> Result
 )]
 pub(super) async fn set_auto_delete(visitor: Visitor, path: Segments) -> Result<Json<Sandbox>, ApiError> {
     let minutes = create::auto_delete(path.number("interval", WHOLE)?)?;
-    set_interval(&visitor, &path, IntervalChange::DeleteAfterMinutes(minutes)).await
+    set_interval(&visitor, &path, IntervalChange::Delete(minutes)).await
 }
 
 /// Any whole number: the interval's own range is judged by its own rule.

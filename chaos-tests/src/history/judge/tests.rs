@@ -37,7 +37,7 @@ impl Told {
     }
 
     #[track_caller]
-    fn is_right(self) {
+    fn must_be_right(self) {
         assert_eq!(judge(&self.0), []);
     }
 
@@ -58,13 +58,13 @@ fn a_life_in_order_is_right() {
         .saw(16, 17, 2)
         .done(18, 20, Asked::Delete)
         .missing(21, 22)
-        .is_right();
+        .must_be_right();
 }
 
 #[test]
 fn a_read_during_a_write_may_show_either_side() {
-    labelled().done(40, 60, Asked::Label(3)).saw(45, 46, 2).saw(50, 51, 3).is_right();
-    labelled().done(40, 60, Asked::Label(3)).saw(45, 46, 3).is_right();
+    labelled().done(40, 60, Asked::Label(3)).saw(45, 46, 2).saw(50, 51, 3).must_be_right();
+    labelled().done(40, 60, Asked::Label(3)).saw(45, 46, 3).must_be_right();
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_sandbox_that_was_missing_before_it_was_asked_to_be_deleted_is_lost() {
 
 #[test]
 fn a_read_of_the_state_before_an_acknowledged_write_is_stale() {
-    labelled().saw(40, 41, 2).is_right();
+    labelled().saw(40, 41, 2).must_be_right();
     labelled().saw(40, 41, 1).breaks(Rule::Stale);
 }
 
@@ -89,8 +89,8 @@ fn a_read_of_the_state_before_an_acknowledged_write_is_stale() {
 fn of_two_writes_at_once_either_may_be_the_last_but_only_one() {
     let both = || labelled().done(40, 60, Asked::Label(3)).done(40, 60, Asked::Label(4));
 
-    both().saw(70, 71, 3).is_right();
-    both().saw(70, 71, 4).is_right();
+    both().saw(70, 71, 3).must_be_right();
+    both().saw(70, 71, 4).must_be_right();
     both().saw(70, 71, 2).breaks(Rule::Stale);
     both().saw(70, 71, 3).saw(72, 73, 4).breaks(Rule::Unexplained);
 }
@@ -99,7 +99,7 @@ fn of_two_writes_at_once_either_may_be_the_last_but_only_one() {
 fn an_acknowledged_delete_is_for_ever() {
     let deleted = || labelled().done(40, 50, Asked::Delete);
 
-    deleted().missing(60, 61).is_right();
+    deleted().missing(60, 61).must_be_right();
     deleted().saw(60, 61, 2).breaks(Rule::Resurrected);
     deleted().done(60, 61, Asked::Label(3)).breaks(Rule::Resurrected);
 }
@@ -108,8 +108,8 @@ fn an_acknowledged_delete_is_for_ever() {
 fn a_delete_without_an_answer_may_be_done_late_but_not_undone() {
     let perhaps_deleted = || labelled().unknown(40, 50, Asked::Delete);
 
-    perhaps_deleted().saw(60, 61, 2).is_right();
-    perhaps_deleted().saw(60, 61, 2).missing(62, 63).is_right();
+    perhaps_deleted().saw(60, 61, 2).must_be_right();
+    perhaps_deleted().saw(60, 61, 2).missing(62, 63).must_be_right();
     perhaps_deleted().missing(60, 61).saw(62, 63, 2).breaks(Rule::Unexplained);
 }
 
@@ -117,8 +117,8 @@ fn a_delete_without_an_answer_may_be_done_late_but_not_undone() {
 fn a_write_without_an_answer_may_be_seen_or_not_but_not_come_and_go() {
     let perhaps = || labelled().unknown(40, 50, Asked::Label(3));
 
-    perhaps().saw(60, 61, 2).is_right();
-    perhaps().saw(60, 61, 2).saw(62, 63, 3).is_right();
+    perhaps().saw(60, 61, 2).must_be_right();
+    perhaps().saw(60, 61, 2).saw(62, 63, 3).must_be_right();
     perhaps().saw(60, 61, 3).saw(62, 63, 2).breaks(Rule::Unexplained);
 }
 
@@ -126,8 +126,8 @@ fn a_write_without_an_answer_may_be_seen_or_not_but_not_come_and_go() {
 fn a_create_without_an_answer_may_be_found_later_but_not_come_and_go() {
     let perhaps = || told().unknown(0, 10, Asked::Create { label: 1 });
 
-    perhaps().missing(20, 21).is_right();
-    perhaps().missing(20, 21).saw(30, 31, 1).is_right();
+    perhaps().missing(20, 21).must_be_right();
+    perhaps().missing(20, 21).saw(30, 31, 1).must_be_right();
     perhaps().saw(20, 21, 1).missing(30, 31).breaks(Rule::Unexplained);
 }
 
@@ -153,7 +153,7 @@ fn a_request_without_fault_must_not_be_refused() {
 fn a_write_that_found_its_sandbox_deleted_may_have_been_seen_before() {
     let told = |told: Told| told.done(40, 80, Asked::Delete).call(40, 80, Asked::Label(3), Answered::Missing);
 
-    told(labelled()).saw(50, 51, 3).missing(90, 91).is_right();
+    told(labelled()).saw(50, 51, 3).missing(90, 91).must_be_right();
     told(labelled()).saw(50, 51, 3).saw(60, 61, 2).breaks(Rule::Unexplained);
 }
 
