@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use atoll_api::ids::NodeId;
-use atoll_runner::Runtime;
+use atoll_runner::{Finding, Runtime};
 
 use crate::cli::DoctorArgs;
 use crate::config::Config;
@@ -18,43 +18,47 @@ const UDP_BUFFER_BYTES_MIN: u64 = 2 * 1024 * 1024;
 pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let config = args.config.as_deref().map(Config::load).transpose()?;
     let image = config.as_ref().map_or(args.image, |config| config.runtime.image.clone());
-    let mut wrong = docker(image).await;
-    let mut advice = Vec::new();
-    if rustix::process::geteuid().as_raw() != 0 {
-        wrong.push("not root: sandboxes' network namespaces cannot be entered; run atoll as root".to_owned());
-    }
+    let mut findings = docker(&image).await;
     if let Some(config) = &config {
         let free_gib = config.free_disk_gib();
         if free_gib < DATA_DISK_FREE_GIB_MIN {
-            wrong.push(format!(
-                "{} has {free_gib} GiB left, and the log needs room: free some, {DATA_DISK_FREE_GIB_MIN} GiB at least",
+            findings.push(Finding::Fault(format!(
+                "{} has {free_gib} GiB left, and the log needs room: free {DATA_DISK_FREE_GIB_MIN} GiB at least",
                 config.data_dir.display()
-            ));
+            )));
         }
     }
     for name in ["rmem_max", "wmem_max"] {
         let bytes = std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap_or_default();
         if bytes.trim().parse::<u64>().is_ok_and(|bytes| bytes < UDP_BUFFER_BYTES_MIN) {
-            advice.push(format!("UDP buffers are small: sysctl -w net.core.{name}={UDP_BUFFER_BYTES_MIN}"));
+            findings.push(Finding::Limitation(format!(
+                "UDP buffers are small, which slows the mesh on fast links: sysctl -w net.core.{name}={UDP_BUFFER_BYTES_MIN}"
+            )));
         }
     }
-    for line in &wrong {
-        println!("wrong   {line}");
+    let mut faults = 0;
+    for finding in &findings {
+        match finding {
+            Finding::Fault(line) => {
+                faults += 1;
+                println!("wrong   {line}");
+            }
+            Finding::Limitation(line) => println!("note    {line}"),
+        }
     }
-    for line in &advice {
-        println!("advice  {line}");
+    if faults > 0 {
+        return Ok(ExitCode::FAILURE);
     }
-    if wrong.is_empty() {
-        println!("ok      this machine can run sandboxes");
-        return Ok(ExitCode::SUCCESS);
-    }
-    Ok(ExitCode::FAILURE)
+    println!(
+        "ok      root, Docker Engine, firewall, limits, disk and the image {image}: this machine can run sandboxes"
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
-async fn docker(image: String) -> Vec<String> {
-    let checked = match runtimes::docker(NodeId(0), &image) {
+async fn docker(image: &str) -> Vec<Finding> {
+    let checked = match runtimes::docker(NodeId(0), image) {
         Ok(runtime) => runtime.check().await.map_err(anyhow::Error::from),
         Err(error) => Err(error),
     };
-    checked.unwrap_or_else(|error| vec![format!("{error:#}")])
+    checked.unwrap_or_else(|error| vec![Finding::Fault(format!("{error:#}"))])
 }

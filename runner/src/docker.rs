@@ -27,7 +27,7 @@ use crate::docker::engine::{Engine, RequestError};
 use crate::docker::firewall::Firewall;
 use crate::docker::host::HostFacts;
 use crate::docker::namespace::{Live, Namespaces};
-use crate::runtime::{ByteStream, Exit, Found, FoundState, Incarnation, Runtime, RuntimeError};
+use crate::runtime::{ByteStream, Exit, Finding, Found, FoundState, Incarnation, Runtime, RuntimeError};
 
 /// Containers that a teardown removes at once.
 const TEARDOWN_CONCURRENCY: usize = 8;
@@ -386,7 +386,7 @@ impl Runtime for DockerRuntime {
         Ok(Box::new(self.namespaces.connect(&live, port).await?))
     }
 
-    async fn check(&self) -> Result<Vec<String>, RuntimeError> {
+    async fn check(&self) -> Result<Vec<Finding>, RuntimeError> {
         host::check(&self.config, &self.engine, &self.firewall).await
     }
 

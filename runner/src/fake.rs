@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::watch;
 
-use crate::runtime::{ByteStream, Exit, Found, FoundState, Incarnation, Runtime, RuntimeError};
+use crate::runtime::{ByteStream, Exit, Finding, Found, FoundState, Incarnation, Runtime, RuntimeError};
 
 const PIPE_BYTES: usize = 64 * 1024;
 
@@ -295,9 +295,11 @@ impl Runtime for FakeRuntime {
         Ok(Box::new(ours))
     }
 
-    async fn check(&self) -> Result<Vec<String>, RuntimeError> {
+    async fn check(&self) -> Result<Vec<Finding>, RuntimeError> {
         let faults = self.host().faults.clone();
-        Ok(faults.iter().map(|(verb, fault)| format!("{verb:?} is set to {fault:?}")).collect())
+        let found =
+            |(verb, fault): (&FakeVerb, &Fault)| Finding::Fault(format!("{verb:?} is set to {fault:?}"));
+        Ok(faults.iter().map(found).collect())
     }
 
     async fn teardown(&self) -> Result<(), RuntimeError> {

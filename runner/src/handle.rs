@@ -18,7 +18,7 @@ use crate::dialing::Doors;
 use crate::mount::Mounts;
 use crate::operations::Operations;
 use crate::reconcile::{Counts, Reconciler};
-use crate::runtime::{ByteStream, Incarnation, Runtime, RuntimeError};
+use crate::runtime::{ByteStream, Finding, Incarnation, Runtime, RuntimeError};
 
 /// For everything a start does before sandboxes: engine, network, rules, list.
 pub const PREPARE_DEADLINE: Duration = Duration::from_secs(60);
@@ -163,7 +163,7 @@ impl RunnerHandle {
     }
 
     /// See [`Runtime::check`].
-    pub async fn check(&self) -> Result<Vec<String>, RuntimeError> {
+    pub async fn check(&self) -> Result<Vec<Finding>, RuntimeError> {
         self.runtime.check().await
     }
 

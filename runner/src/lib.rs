@@ -21,4 +21,4 @@ pub use assignment::{Assignment, Report, ReportKind};
 pub use docker::{DockerConfig, DockerRuntime};
 pub use handle::{Runner, RunnerConfig, RunnerDialError, RunnerHandle, RunnerStatus};
 pub use reconcile::Counts;
-pub use runtime::{ByteStream, Exit, Found, FoundState, Incarnation, Runtime, RuntimeError};
+pub use runtime::{ByteStream, Exit, Finding, Found, FoundState, Incarnation, Runtime, RuntimeError};

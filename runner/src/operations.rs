@@ -15,6 +15,9 @@ use crate::runtime::{Exit, Incarnation, Runtime, RuntimeError};
 
 /// What a sandbox gets between SIGTERM and SIGKILL.
 pub const STOP_GRACE_MS: u64 = 5_000;
+/// A daemon says hello some milliseconds after its container has started. One that does not may have been started by a
+/// node process that was killed in between, and know another socket and secret: it is stopped and started anew.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Between questions to a runtime that cannot say whether a sandbox still runs.
 const WATCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Then it counts as ended, and the next list will tell.
@@ -64,7 +67,9 @@ impl Operations {
         // A hello that comes before this returns waits in the socket's backlog.
         self.runtime.start(incarnation).await?;
         let hello = tokio::select! {
-            hello = armed.hello() => hello?,
+            hello = tokio::time::timeout(HELLO_DEADLINE, armed.hello()) => hello.unwrap_or_else(|_| {
+                Err(RuntimeError::TimedOut("the sandbox's daemon said no hello".into()))
+            })?,
             exit = self.runtime.wait(incarnation) => return Err(ended_unready(exit)),
         };
         tracing::debug!(daemon_version = hello.version, "the daemon said hello");

@@ -63,9 +63,18 @@ pub trait Runtime: Send + Sync + 'static {
     async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<ByteStream, RuntimeError>;
     /// Checks what it needs (engine there, image there, disk not full): one line for each thing an operator must
     /// do or know; none when all is well. An error means that not even checking was possible.
-    async fn check(&self) -> Result<Vec<String>, RuntimeError>;
+    async fn check(&self) -> Result<Vec<Finding>, RuntimeError>;
     /// Removes every sandbox of this node and what [`Runtime::prepare`] made.
     async fn teardown(&self) -> Result<(), RuntimeError>;
+}
+
+/// One thing that [`Runtime::check`] found. The text says what it is and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Sandboxes cannot run, or not safely, until the operator has acted.
+    Fault(String),
+    /// Sandboxes run; something that people may expect is not to be had on this host.
+    Limitation(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use bollard::models::SystemInfo;
 use crate::docker::DockerConfig;
 use crate::docker::engine::{Engine, RequestError};
 use crate::docker::firewall::Firewall;
-use crate::runtime::RuntimeError;
+use crate::runtime::{Finding, RuntimeError};
 
 /// Engine 20.10.
 const API_VERSION_MIN: (usize, usize) = (1, 41);
@@ -58,7 +58,7 @@ pub(crate) async fn check(
     config: &DockerConfig,
     engine: &Engine,
     firewall: &Firewall,
-) -> Result<Vec<String>, RuntimeError> {
+) -> Result<Vec<Finding>, RuntimeError> {
     let mut lines = Vec::new();
     if !rustix::process::geteuid().is_root() {
         lines.push("the node does not run as root, which it needs to own sandboxes".to_owned());
@@ -72,7 +72,7 @@ pub(crate) async fn check(
         Ok(info) => info,
         Err(error) => {
             lines.push(error.to_string());
-            return Ok(lines);
+            return Ok(lines.into_iter().map(Finding::Fault).collect());
         }
     };
 
@@ -95,8 +95,9 @@ pub(crate) async fn check(
     lines.extend(limit_lines(&info));
     lines.extend(disk_line(config, &info));
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut limitations = Vec::new();
     if !disk_quota(&info, &mounts) {
-        lines.push(format!(
+        limitations.push(format!(
             "sandboxes' disk size is not enforced: storage driver {} has no quota here (overlay2 on xfs mounted with \
              pquota has)",
             info.driver.as_deref().unwrap_or("unknown")
@@ -106,7 +107,8 @@ pub(crate) async fn check(
         let resolv_conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         lines.extend(nameserver_lines(&resolv_conf, is_of_this_host));
     }
-    Ok(lines)
+    let faults = lines.into_iter().map(Finding::Fault);
+    Ok(faults.chain(limitations.into_iter().map(Finding::Limitation)).collect())
 }
 
 fn limit_lines(info: &SystemInfo) -> Vec<String> {

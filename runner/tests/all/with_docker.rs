@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use atoll_api::access::Target;
 use atoll_api::ids::{Generation, NodeId};
 use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
-use atoll_runner::{DockerConfig, DockerRuntime, RunnerDialError, Runtime, RuntimeError};
+use atoll_runner::{DockerConfig, DockerRuntime, Finding, RunnerDialError, Runtime, RuntimeError};
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -377,7 +377,11 @@ async fn check_names_a_missing_image_and_a_foreign_network_stops_the_start() {
     let images = vec![IMAGE.to_owned(), "atoll-runner-no-such-image:1".to_owned()];
     let runtime = DockerRuntime::new(DockerConfig { images, ..host.config.clone() }).unwrap();
 
-    let lines = runtime.check().await.unwrap();
+    let faults = runtime.check().await.unwrap().into_iter().filter_map(|finding| match finding {
+        Finding::Fault(line) => Some(line),
+        Finding::Limitation(_) => None,
+    });
+    let lines: Vec<String> = faults.collect();
 
     assert_eq!(lines.iter().filter(|line| line.contains("is not on this node")).count(), 1, "{lines:?}");
     assert!(lines.iter().any(|line| line.contains("atoll-runner-no-such-image:1")), "{lines:?}");
