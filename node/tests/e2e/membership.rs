@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use atoll_api::ids::NodeId;
+use atoll_runner::{DockerConfig, DockerRuntime, Runtime};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -130,4 +132,7 @@ fn join_and_remove(world: &World) {
     });
     atoll_chaos_tests::dev::signal(node.id(), "TERM").unwrap();
     node.wait().unwrap();
+    // A node that stops leaves its network and rules for its next start. This one has none.
+    let config = DockerConfig::for_node(id.parse::<NodeId>().unwrap());
+    world.block_on(async { DockerRuntime::new(config).unwrap().teardown().await.unwrap() });
 }
