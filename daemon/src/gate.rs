@@ -18,6 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tower_service::Service;
 
+use crate::linger::Lingering;
+
 const PREAMBLE_DEADLINE: Duration = Duration::from_secs(5);
 const GREETING_MAX: usize = 64;
 const CONNECTIONS_MAX: usize = 1024;
@@ -85,7 +87,7 @@ async fn converse(stream: TcpStream, router: Router) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)
         .max_buf_size(READ_BUFFER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Lingering::new(stream)), service)
         .with_upgrades()
         .await;
     if let Err(error) = served {

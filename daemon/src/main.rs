@@ -15,6 +15,7 @@ mod shells;
 
 mod errors;
 mod gate;
+mod linger;
 mod routes;
 
 mod channel;

@@ -12,7 +12,7 @@ use atoll_mesh::link::{Link, LinkError};
 use atoll_mesh::stream::{StreamHeader, read_message};
 use atoll_mesh::tunnel::{TUNNEL_ANSWER_BYTES_MAX, TunnelAnswer};
 use atoll_runner::RunnerDialError;
-use tracing::debug;
+use tracing::{Instrument, debug, info_span};
 
 use crate::directory::{Freshness, MeshDirectory};
 use crate::local::LocalSandboxes;
@@ -55,7 +55,14 @@ impl Dialer {
         let mut freshness = Freshness::Replica;
         for _ in 0..ATTEMPTS_MAX {
             let placement = self.directory.running_placement(sandbox.sandbox_id(), freshness).await?;
-            match self.attempt(sandbox, placement, request_id).await? {
+            let span = info_span!(
+                "dial",
+                sandbox_id = %sandbox.sandbox_id(),
+                node_id = %placement.node_id,
+                generation = %placement.generation,
+                %request_id
+            );
+            match self.attempt(sandbox, placement, request_id).instrument(span).await? {
                 Attempt::Connected(stream) => return Ok(stream),
                 Attempt::Moved => {
                     debug!(sandbox_id = %sandbox.sandbox_id(), generation = %placement.generation, "owner says moved");

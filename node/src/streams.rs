@@ -35,7 +35,7 @@ pub struct Services {
 #[async_trait]
 impl StreamHandler for Streams {
     async fn handle(&self, peer: NodeId, header: StreamHeader, stream: ByteStream) {
-        let span = info_span!("stream", %peer);
+        let span = info_span!("stream", node_id = %self.peers.me(), %peer);
         let result = self.dispatch(peer, header, stream).instrument(span).await;
         if let Err(error) = result {
             debug!(%peer, %error, "stream ended with an error");
@@ -53,7 +53,10 @@ impl Streams {
             StreamHeader::Heartbeat => serve_heartbeat(&self.peers, peer, stream).await,
             StreamHeader::Tunnel { sandbox_id, generation, target, request_id } => {
                 let sandboxes = &self.services()?.sandboxes;
-                serve_tunnel(sandboxes, peer, sandbox_id, generation, target, request_id, stream).await
+                let span = info_span!("tunnel", %sandbox_id, %generation, %request_id);
+                serve_tunnel(sandboxes, peer, sandbox_id, generation, target, request_id, stream)
+                    .instrument(span)
+                    .await
             }
             StreamHeader::Forward { request_id } => {
                 let span = info_span!("forward", %request_id);

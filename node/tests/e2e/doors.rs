@@ -20,6 +20,7 @@ pub const RULES: &[Rule] = &[
     ("websockets_pass_through_a_preview", websocket),
     ("a_terminal_works_over_websocket_through_another_node", pty),
     ("files_go_in_and_out_through_another_node", files),
+    ("a_body_that_is_refused_unread_still_gets_the_daemons_answer", refused_body),
     ("ssh_runs_commands_through_any_node", ssh_exec),
     ("ssh_gives_a_terminal_with_its_size", ssh_terminal),
     ("scp_and_sftp_carry_files", ssh_files),
@@ -230,6 +231,19 @@ fn files(world: &World) {
     assert_eq!((missing.status, &missing.json()["code"]), (404, &json!("FILE_NOT_FOUND")));
     let shadow = world.toolbox(other, &sandbox, Method::GET, "/files/download?path=/etc/shadow");
     world.send(shadow).expect(403);
+}
+
+fn refused_body(world: &World) {
+    let sandbox = world.create(0);
+    for node in [sandbox.owner, world.other_than(&sandbox)] {
+        for path in ["/files/folder", "/no/such/route"] {
+            for _ in 0..5 {
+                let request = world.toolbox(node, &sandbox, Method::POST, path).body(vec![b'x'; 900_000]);
+                let answer = world.send(request);
+                assert!((400..500).contains(&answer.status), "{path}: {} {}", answer.status, answer.body);
+            }
+        }
+    }
 }
 
 /// `ssh` options and destination for a fresh token, through the given node.
