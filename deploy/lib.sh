@@ -68,18 +68,30 @@ start_docker() {
   docker_answers && return
   if [ -d /run/systemd/system ]; then
     systemctl start docker
+    docker_answers_soon && return
   else
     say "starting dockerd (no service manager here; its log: /var/log/dockerd.log)"
-    # A pid file that a killed dockerd left behind stops the next one.
-    if [ -e /var/run/docker.pid ] && ! kill -0 "$(cat /var/run/docker.pid)" 2>/dev/null; then rm -f /var/run/docker.pid; fi
-    setsid nohup dockerd >>/var/log/dockerd.log 2>&1 </dev/null &
+    # More than once: a predecessor that was killed a moment ago may still hold its place.
+    for _ in 1 2 3; do
+      # A pid file that it left behind stops the next one, also while it is an unreaped zombie.
+      if ! runs dockerd "$(cat /var/run/docker.pid 2>/dev/null)"; then rm -f /var/run/docker.pid; fi
+      setsid nohup dockerd >>/var/log/dockerd.log 2>&1 </dev/null &
+      docker_answers_soon && return
+    done
+    tail -n 20 /var/log/dockerd.log >&2 || true
   fi
-  for _ in $(seq 100); do
+  die "Docker does not answer; see the log above, and 'atoll doctor'"
+}
+docker_answers_soon() {
+  for _ in $(seq 60); do
     docker_answers && return
     sleep 0.3
   done
-  tail -n 20 /var/log/dockerd.log >&2 2>/dev/null || true
-  die "Docker does not answer; see the log above, and 'atoll doctor'"
+  return 1
+}
+# runs NAME PID: whether that process is there, is that program, and is no zombie.
+runs() {
+  [ -n "$2" ] && [ "$(cat "/proc/$2/comm" 2>/dev/null)" = "$1" ] && ! grep -q '^State:[[:space:]]*Z' "/proc/$2/status"
 }
 docker_answers() { docker info >/dev/null 2>&1; }
 
