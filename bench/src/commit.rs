@@ -38,7 +38,7 @@ pub async fn measure(cluster: &Cluster, work_dir: &Path, effort: Effort, report:
     report.note(
         "Commit: `PUT /api/sandbox/{id}/labels` against etcd 3.4's `PUT` by its HTTP/JSON gateway (not gRPC), three members \
          each, on the same disk, by the same HTTP client with connections kept open, values of the same size. Atoll's \
-         answer to a PUT reads linearizably before and after the commit; etcd's does not read.",
+         answer to a PUT waits until the asked node has applied it.",
     );
     measured
 }
