@@ -21,7 +21,7 @@ pub struct SandboxSpec {
     pub entrypoint: Vec<String>,
     pub resources: Resources,
     #[serde(default)]
-    pub network_block_all: bool,
+    pub egress: Egress,
     /// `sudo` works inside, so no_new_privs is not set.
     #[serde(default = "yes")]
     pub allow_sudo: bool,
@@ -29,6 +29,20 @@ pub struct SandboxSpec {
 
 fn yes() -> bool {
     true
+}
+
+/// Whom a sandbox may reach outside. The default is everybody but the host, its network and other sandboxes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Egress {
+    /// Nobody, whatever the lists say.
+    #[serde(default)]
+    pub block_all: bool,
+    /// IPv4 networks (`10.1.0.0/16`); with any entry in either list, nobody else.
+    #[serde(default)]
+    pub cidrs: Vec<String>,
+    /// Host names (`example.org`, `*.example.org` for everything below it).
+    #[serde(default)]
+    pub domains: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,7 +49,7 @@ mod tests {
                 env: BTreeMap::new(),
                 entrypoint: Vec::new(),
                 resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 1 },
-                network_block_all: false,
+                egress: Default::default(),
                 allow_sudo: true,
             },
             labels: BTreeMap::new(),

@@ -10,6 +10,7 @@ mod host;
 mod namespace;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_api::ids::{Generation, NodeId};
-use atoll_api::sandbox::SandboxSpec;
+use atoll_api::sandbox::{Egress, SandboxSpec};
 use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, NetworkCreateRequest};
 use bollard::query_parameters as query;
 use futures_util::{StreamExt, stream};
@@ -27,7 +28,10 @@ use crate::docker::engine::{Engine, RequestError};
 use crate::docker::firewall::Firewall;
 use crate::docker::host::HostFacts;
 use crate::docker::namespace::{Live, Namespaces};
-use crate::runtime::{ByteStream, Exit, Finding, Found, FoundState, Incarnation, Runtime, RuntimeError};
+use crate::image::{Digest, Image};
+use crate::runtime::{
+    ByteStream, Exit, Finding, Found, FoundState, Incarnation, LayerTar, Runtime, RuntimeError,
+};
 
 /// Containers that a teardown removes at once.
 const TEARDOWN_CONCURRENCY: usize = 8;
@@ -293,10 +297,19 @@ impl Runtime for DockerRuntime {
         prepared
     }
 
+    async fn missing_blobs(&self, _image: &Image) -> Result<Vec<Digest>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
+    async fn import(&self, _image: &Image, _blobs: Vec<(Digest, File)>) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
     async fn create(
         &self,
         incarnation: Incarnation,
         spec: &SandboxSpec,
+        _image: &Image,
         mount_dir: &Path,
     ) -> Result<(), RuntimeError> {
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -339,6 +352,32 @@ impl Runtime for DockerRuntime {
             })
             .await
             .map_err(|error| error.on_sandbox("start"))
+    }
+
+    async fn pause(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
+        let name = &self.config.container_name(incarnation);
+        match self.engine.request(|docker| async move { docker.pause_container(name).await }).await {
+            Ok(()) => Ok(()),
+            Err(RequestError::Conflict(message)) if message.contains("already paused") => Ok(()),
+            Err(error) => Err(error.on_sandbox("pause")),
+        }
+    }
+
+    async fn resume(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
+        let name = &self.config.container_name(incarnation);
+        match self.engine.request(|docker| async move { docker.unpause_container(name).await }).await {
+            Ok(()) => Ok(()),
+            Err(RequestError::Conflict(message)) if message.contains("not paused") => Ok(()),
+            Err(error) => Err(error.on_sandbox("resume")),
+        }
+    }
+
+    async fn commit(&self, _incarnation: Incarnation) -> Result<LayerTar, RuntimeError> {
+        Err(RuntimeError::Spec("this runtime cannot make layers yet".into()))
+    }
+
+    async fn set_egress(&self, _incarnation: Incarnation, _egress: &Egress) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Spec("this runtime cannot change what a sandbox may reach yet".into()))
     }
 
     async fn stop(&self, incarnation: Incarnation, grace_ms: u64) -> Result<(), RuntimeError> {

@@ -2,7 +2,8 @@
 //! fail, lose sandboxes, run out of memory, or have a daemon that never speaks; it reads the mount that the runner
 //! prepared and says hello over the real socket.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,12 +11,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use atoll_api::access::DAEMON_PORT;
 use atoll_api::daemon::{DaemonConfig, Hello, PREAMBLE_BYTES, preamble};
-use atoll_api::sandbox::SandboxSpec;
+use atoll_api::sandbox::{Egress, SandboxSpec};
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::watch;
 
-use crate::runtime::{ByteStream, Exit, Finding, Found, FoundState, Incarnation, Runtime, RuntimeError};
+use crate::image::{Digest, Image};
+use crate::runtime::{
+    ByteStream, Exit, Finding, Found, FoundState, Incarnation, LayerTar, Runtime, RuntimeError,
+};
 
 const PIPE_BYTES: usize = 64 * 1024;
 
@@ -26,8 +30,14 @@ pub type Handler = Arc<dyn Fn(Incarnation, DuplexStream) -> BoxFuture<'static, (
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FakeVerb {
     Prepare,
+    MissingBlobs,
+    Import,
     Create,
     Start,
+    Pause,
+    Resume,
+    Commit,
+    SetEgress,
     Stop,
     Remove,
     List,
@@ -64,6 +74,7 @@ pub struct FakeRuntime {
 #[derive(Default)]
 struct Host {
     sandboxes: BTreeMap<Incarnation, FakeSandbox>,
+    layers: BTreeSet<Digest>,
     faults: HashMap<FakeVerb, Fault>,
     daemon: FakeDaemon,
     handlers: HashMap<u16, Handler>,
@@ -73,6 +84,7 @@ struct Host {
 struct FakeSandbox {
     spec: SandboxSpec,
     mount_dir: PathBuf,
+    paused: bool,
     /// `Some` while it runs.
     config: Option<DaemonConfig>,
     last_exit: Option<Exit>,
@@ -157,12 +169,27 @@ impl FakeRuntime {
     }
 }
 
+impl Host {
+    fn running(&mut self, incarnation: Incarnation) -> Result<&mut FakeSandbox, RuntimeError> {
+        let sandbox = self.sandboxes.get_mut(&incarnation).ok_or(RuntimeError::NotFound)?;
+        if sandbox.config.is_some() { Ok(sandbox) } else { Err(RuntimeError::NotRunning) }
+    }
+}
+
 impl FakeSandbox {
     fn new(spec: SandboxSpec, mount_dir: PathBuf) -> FakeSandbox {
-        FakeSandbox { spec, mount_dir, config: None, last_exit: None, changes: watch::channel(0).0 }
+        FakeSandbox {
+            spec,
+            mount_dir,
+            paused: false,
+            config: None,
+            last_exit: None,
+            changes: watch::channel(0).0,
+        }
     }
 
     fn end(&mut self, exit: Exit) {
+        self.paused = false;
         if self.config.take().is_some() {
             self.last_exit = Some(exit);
             self.changes.send_modify(|count| *count += 1);
@@ -176,10 +203,26 @@ impl Runtime for FakeRuntime {
         self.enter(FakeVerb::Prepare, None).await
     }
 
+    async fn missing_blobs(&self, image: &Image) -> Result<Vec<Digest>, RuntimeError> {
+        self.enter(FakeVerb::MissingBlobs, None).await?;
+        let host = self.host();
+        let missing = image.layers.iter().filter(|layer| !host.layers.contains(&layer.diff_id));
+        Ok(missing.map(|layer| layer.blob).collect())
+    }
+
+    async fn import(&self, image: &Image, blobs: Vec<(Digest, File)>) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::Import, None).await?;
+        let given: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
+        let imported = image.layers.iter().filter(|layer| given.contains(&layer.blob));
+        self.host().layers.extend(imported.map(|layer| layer.diff_id));
+        Ok(())
+    }
+
     async fn create(
         &self,
         incarnation: Incarnation,
         spec: &SandboxSpec,
+        _image: &Image,
         mount_dir: &Path,
     ) -> Result<(), RuntimeError> {
         self.enter(FakeVerb::Create, Some(incarnation)).await?;
@@ -223,6 +266,37 @@ impl Runtime for FakeRuntime {
             stream.write_all(&line).await
         };
         said.await.map_err(|error| RuntimeError::Host(format!("cannot say hello: {error}")))
+    }
+
+    async fn pause(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::Pause, Some(incarnation)).await?;
+        self.host().running(incarnation)?.paused = true;
+        Ok(())
+    }
+
+    async fn resume(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::Resume, Some(incarnation)).await?;
+        self.host().running(incarnation)?.paused = false;
+        Ok(())
+    }
+
+    async fn commit(&self, incarnation: Incarnation) -> Result<LayerTar, RuntimeError> {
+        self.enter(FakeVerb::Commit, Some(incarnation)).await?;
+        let host = self.host();
+        let sandbox = host.sandboxes.get(&incarnation).ok_or(RuntimeError::NotFound)?;
+        if sandbox.config.is_some() && !sandbox.paused {
+            return Err(RuntimeError::Spec("stop or pause the sandbox first".into()));
+        }
+        // An empty tar: two blocks of zeros.
+        Ok(Box::new(tokio::io::AsyncReadExt::take(tokio::io::repeat(0), 1024)))
+    }
+
+    async fn set_egress(&self, incarnation: Incarnation, egress: &Egress) -> Result<(), RuntimeError> {
+        self.enter(FakeVerb::SetEgress, Some(incarnation)).await?;
+        let mut host = self.host();
+        let sandbox = host.sandboxes.get_mut(&incarnation).ok_or(RuntimeError::NotFound)?;
+        sandbox.spec.egress = egress.clone();
+        Ok(())
     }
 
     async fn stop(&self, incarnation: Incarnation, _grace_ms: u64) -> Result<(), RuntimeError> {

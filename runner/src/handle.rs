@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::actor::{Actor, WantedList};
 use crate::assignment::{Assignment, Report};
 use crate::dialing::Doors;
+use crate::image::ImageSource;
 use crate::mount::Mounts;
 use crate::operations::Operations;
 use crate::reconcile::{Counts, Reconciler};
@@ -92,6 +93,7 @@ impl Runner {
     pub async fn start(
         config: RunnerConfig,
         runtime: Arc<dyn Runtime>,
+        images: Arc<dyn ImageSource>,
         reports: mpsc::Sender<Report>,
     ) -> Result<RunnerHandle, RuntimeError> {
         let mounts = {
@@ -121,7 +123,7 @@ impl Runner {
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let core = Reconciler::new(config.operations_max.max(1), found, Instant::now().into_std());
         let operations =
-            Operations::new(runtime.clone(), mounts.clone(), doors.clone(), config.dial_deadline);
+            Operations::new(runtime.clone(), images, mounts.clone(), doors.clone(), config.dial_deadline);
         let actor =
             Actor::new(core, operations, wanted_rx, reports, status_tx, stopping.clone(), tasks.clone());
         tasks.spawn(actor.run());

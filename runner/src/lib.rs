@@ -15,10 +15,14 @@ mod operations;
 
 pub mod docker;
 pub mod fake;
+pub mod image;
 pub mod runtime;
 
 pub use assignment::{Assignment, Report, ReportKind};
 pub use docker::{DockerConfig, DockerRuntime};
 pub use handle::{Runner, RunnerConfig, RunnerDialError, RunnerHandle, RunnerStatus};
+pub use image::{EngineImages, Image, ImageSource};
 pub use reconcile::Counts;
-pub use runtime::{ByteStream, Exit, Finding, Found, FoundState, Incarnation, Runtime, RuntimeError};
+pub use runtime::{
+    ByteStream, Exit, Finding, Found, FoundState, Incarnation, LayerTar, Runtime, RuntimeError,
+};

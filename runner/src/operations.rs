@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::dialing::{Doors, dial_target};
 use crate::handle::{RunnerDialError, blocking};
+use crate::image::{Image, ImageSource};
 use crate::mount::Mounts;
 use crate::reconcile::{Ended, Operation, OperationError, exit_words};
 use crate::runtime::{Exit, Incarnation, Runtime, RuntimeError};
@@ -27,6 +28,7 @@ const WATCH_FAILURES_MAX: u32 = 30;
 pub(crate) struct Operations {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) doors: Arc<Doors>,
+    images: Arc<dyn ImageSource>,
     mounts: Mounts,
     dial_deadline: Duration,
 }
@@ -34,11 +36,12 @@ pub(crate) struct Operations {
 impl Operations {
     pub(crate) fn new(
         runtime: Arc<dyn Runtime>,
+        images: Arc<dyn ImageSource>,
         mounts: Mounts,
         doors: Arc<Doors>,
         dial_deadline: Duration,
     ) -> Operations {
-        Operations { runtime, mounts, doors, dial_deadline }
+        Operations { runtime, images, mounts, doors, dial_deadline }
     }
 
     pub(crate) async fn perform(
@@ -58,7 +61,21 @@ impl Operations {
     async fn create(&self, incarnation: Incarnation, spec: &SandboxSpec) -> Result<(), OperationError> {
         let mounts = self.mounts.clone();
         let mount_dir = blocking(move || mounts.prepare(incarnation)).await?;
-        Ok(self.runtime.create(incarnation, spec, &mount_dir).await?)
+        let image = self.images.resolve(&spec.image).await?;
+        self.provide(&image).await?;
+        Ok(self.runtime.create(incarnation, spec, &image, &mount_dir).await?)
+    }
+
+    async fn provide(&self, image: &Image) -> Result<(), RuntimeError> {
+        let missing = self.runtime.missing_blobs(image).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut blobs = Vec::with_capacity(missing.len());
+        for blob in missing {
+            blobs.push((blob, self.images.open(&blob).await?));
+        }
+        self.runtime.import(image, blobs).await
     }
 
     async fn start(&self, incarnation: Incarnation, spec: Arc<SandboxSpec>) -> Result<(), OperationError> {

@@ -1,15 +1,20 @@
 //! The seam to what runs sandboxes. `docker` implements it now, `embedded` later, `fake` for tests.
 
+use std::fs::File;
 use std::path::Path;
 
 use async_trait::async_trait;
 use atoll_api::ids::{Generation, SandboxId};
-use atoll_api::sandbox::SandboxSpec;
+use atoll_api::sandbox::{Egress, SandboxSpec};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::image::{Digest, Image};
 
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub type ByteStream = Box<dyn Duplex>;
+/// A tar that is still being written. End of file means that it is whole.
+pub type LayerTar = Box<dyn AsyncRead + Send + Unpin>;
 
 /// Which sandbox, for which ownership. A runtime labels everything it makes with both.
 /// Ordered by sandbox, then generation, so that the older ones of a sandbox stand before it.
@@ -42,17 +47,33 @@ pub trait Runtime: Send + Sync + 'static {
     /// Makes what the node's sandboxes share (network, firewall rules) or finds it again. Called before anything
     /// else and then now and again, so that rules which somebody flushed come back.
     async fn prepare(&self) -> Result<(), RuntimeError>;
+    /// The blobs of `image` that [`Runtime::import`] must be given before [`Runtime::create`] can use it; none when the
+    /// runtime has the image.
+    async fn missing_blobs(&self, image: &Image) -> Result<Vec<Digest>, RuntimeError>;
+    /// Takes the blobs that [`Runtime::missing_blobs`] named, each open for reading at its beginning. Checks every
+    /// layer against its `diff_id`.
+    async fn import(&self, image: &Image, blobs: Vec<(Digest, File)>) -> Result<(), RuntimeError>;
     /// Makes the sandbox, not started. `mount_dir` is absolute and holds the daemon, its config and the hello
     /// socket (see `atoll_api::daemon`); it appears read-only inside. Fine if it exists already.
     async fn create(
         &self,
         incarnation: Incarnation,
         spec: &SandboxSpec,
+        image: &Image,
         mount_dir: &Path,
     ) -> Result<(), RuntimeError>;
     /// Refuses ([`RuntimeError::Host`]) while the network's rules are not known to be in place.
     async fn start(&self, incarnation: Incarnation) -> Result<(), RuntimeError>;
-    /// SIGTERM, `grace_ms`, SIGKILL. Keeps the disk. Fine if it is stopped already.
+    /// No process of it gets the CPU until [`Runtime::resume`]. Its memory stays. Fine if it is paused already.
+    async fn pause(&self, incarnation: Incarnation) -> Result<(), RuntimeError>;
+    /// Fine if it is not paused.
+    async fn resume(&self, incarnation: Incarnation) -> Result<(), RuntimeError>;
+    /// What differs from its image, as an uncompressed OCI layer. The sandbox must be stopped or paused; a `NotRunning`
+    /// is never said, a `Spec` is when it runs. An error in the middle is an error of the reader.
+    async fn commit(&self, incarnation: Incarnation) -> Result<LayerTar, RuntimeError>;
+    /// Replaces what the sandbox may reach. Holds for running ones at once, and for later starts.
+    async fn set_egress(&self, incarnation: Incarnation, egress: &Egress) -> Result<(), RuntimeError>;
+    /// SIGTERM, `grace_ms`, SIGKILL. Also ends a paused one. Keeps the disk. Fine if it is stopped already.
     async fn stop(&self, incarnation: Incarnation, grace_ms: u64) -> Result<(), RuntimeError>;
     /// Everything of it goes. Not an error when there is nothing.
     async fn remove(&self, incarnation: Incarnation) -> Result<(), RuntimeError>;

@@ -41,7 +41,7 @@ pub fn create(number: u64) -> RegionCommand {
             env: [("LANG".into(), "C.UTF-8".into())].into(),
             entrypoint: Vec::new(),
             resources: SMALL,
-            network_block_all: false,
+            egress: Default::default(),
             allow_sudo: true,
         },
         labels: [("team".into(), "research".into())].into(),

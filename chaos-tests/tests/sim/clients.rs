@@ -128,7 +128,7 @@ pub fn create(sandbox: u64, node: u64, unique: u64) -> RegionCommand {
         env: BTreeMap::new(),
         entrypoint: Vec::new(),
         resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 1 },
-        network_block_all: false,
+        egress: Default::default(),
         allow_sudo: false,
     };
     let new = NewSandbox {

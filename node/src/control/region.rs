@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use atoll_api::access::{Caller, Credential, Target, authorize};
 use atoll_api::ids::{RegionName, RequestId, SandboxId};
 use atoll_api::rest::SandboxState;
-use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
+use atoll_api::sandbox::{Desired, Egress, Phase, Resources, SandboxSpec};
 use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
 use atoll_certs::seal::ClusterSecret;
 use atoll_consensus::group::{ClusterGroup, GroupError, RegionGroup};
@@ -484,7 +484,7 @@ fn spec_of(create: &CreateSandbox, snapshot_name: String, snapshot: SnapshotReco
             memory_gib: create.memory_gib.unwrap_or(default.memory_gib),
             disk_gib: create.disk_gib.unwrap_or(default.disk_gib),
         },
-        network_block_all: create.network_block_all,
+        egress: Egress { block_all: create.network_block_all, ..Egress::default() },
         allow_sudo: snapshot.allow_sudo,
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
         env: record.spec.env,
         labels: record.labels,
         public: record.public,
-        network_block_all: record.spec.network_block_all,
+        network_block_all: record.spec.egress.block_all,
         kvm: false,
         target: region.as_str().to_owned(),
         cpu: record.spec.resources.cpu,

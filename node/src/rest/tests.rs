@@ -68,7 +68,7 @@ fn view() -> SandboxView {
                 env: [("A".into(), "b".into())].into(),
                 entrypoint: vec![],
                 resources: Resources { cpu: 1, memory_gib: 2, disk_gib: 3 },
-                network_block_all: false,
+                egress: Default::default(),
                 allow_sudo: true,
             },
             labels: [("code-toolbox-language".into(), "python".into())].into(),

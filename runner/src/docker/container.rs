@@ -110,7 +110,7 @@ fn host_config(config: &DockerConfig, facts: &HostFacts, spec: &SandboxSpec, mou
             .disk_quota
             .then(|| HashMap::from([("size".to_owned(), format!("{}G", spec.resources.disk_gib.max(1)))])),
 
-        network_mode: Some(match spec.network_block_all {
+        network_mode: Some(match spec.egress.block_all {
             true => "none".to_owned(),
             false => config.network.clone(),
         }),
@@ -146,7 +146,7 @@ fn host_config(config: &DockerConfig, facts: &HostFacts, spec: &SandboxSpec, mou
 #[cfg(test)]
 mod tests {
     use atoll_api::ids::{Generation, NodeId, RegionOrdinal, SandboxId};
-    use atoll_api::sandbox::Resources;
+    use atoll_api::sandbox::{Egress, Resources};
 
     use super::*;
 
@@ -160,7 +160,7 @@ mod tests {
             env: Default::default(),
             entrypoint: Vec::new(),
             resources: Resources { cpu: 4, memory_gib: 2, disk_gib: 10 },
-            network_block_all: false,
+            egress: Default::default(),
             allow_sudo: true,
         }
     }
@@ -185,7 +185,10 @@ mod tests {
 
     #[test]
     fn a_blocked_network_is_none_at_all() {
-        let blocked = host_config_of(&SandboxSpec { network_block_all: true, ..spec() }, &FACTS);
+        let blocked = host_config_of(
+            &SandboxSpec { egress: Egress { block_all: true, ..Egress::default() }, ..spec() },
+            &FACTS,
+        );
 
         assert_eq!(blocked.network_mode.as_deref(), Some("none"));
         assert_eq!(host_config_of(&spec(), &FACTS).network_mode.as_deref(), Some("atoll-0000000000000007"));

@@ -39,7 +39,7 @@ fn spec() -> SandboxSpec {
         env: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
         entrypoint: vec!["sleep".into()],
         resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 1 },
-        network_block_all: false,
+        egress: Default::default(),
         allow_sudo: true,
     }
 }

@@ -29,7 +29,7 @@ fn spec() -> Arc<SandboxSpec> {
         env: BTreeMap::new(),
         entrypoint: Vec::new(),
         resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 1 },
-        network_block_all: false,
+        egress: Default::default(),
         allow_sudo: true,
     })
 }

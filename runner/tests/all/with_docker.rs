@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use atoll_api::access::Target;
 use atoll_api::ids::{Generation, NodeId};
-use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
+use atoll_api::sandbox::{Desired, Egress, Phase, SandboxSpec};
 use atoll_runner::{DockerConfig, DockerRuntime, Finding, RunnerDialError, Runtime, RuntimeError};
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
@@ -262,7 +262,7 @@ async fn a_dial_reaches_programs_on_localhost_with_and_without_a_network() {
     let mut world = host.world().await;
     let listening = || SandboxSpec { env: [("LOCALHOST_PORT".into(), "3000".into())].into(), ..spec(IMAGE) };
     world.place(1, listening());
-    world.place(2, SandboxSpec { network_block_all: true, ..listening() });
+    world.place(2, SandboxSpec { egress: Egress { block_all: true, ..Egress::default() }, ..listening() });
     eventually("both run", async || world.runner.status().counts.serving == 2).await;
     world.tell();
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 use atoll_api::ids::{Generation, RegionOrdinal, SandboxId};
 use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_runner::{
-    Assignment, Incarnation, Report, ReportKind, Runner, RunnerConfig, RunnerHandle, Runtime, RuntimeError,
+    Assignment, EngineImages, Incarnation, Report, ReportKind, Runner, RunnerConfig, RunnerHandle, Runtime,
+    RuntimeError,
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -39,7 +40,7 @@ pub fn spec(image: &str) -> SandboxSpec {
         env: BTreeMap::new(),
         entrypoint: Vec::new(),
         resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 1 },
-        network_block_all: false,
+        egress: Default::default(),
         allow_sudo: true,
     }
 }
@@ -47,7 +48,7 @@ pub fn spec(image: &str) -> SandboxSpec {
 impl World {
     pub async fn start(config: RunnerConfig, runtime: Arc<dyn Runtime>) -> Result<World, RuntimeError> {
         let (sender, reports) = mpsc::channel(1024);
-        let runner = Runner::start(config, runtime, sender).await?;
+        let runner = Runner::start(config, runtime, Arc::new(EngineImages), sender).await?;
         Ok(World { runner, wanted: BTreeMap::new(), reports })
     }
 

@@ -53,7 +53,7 @@ pub(crate) fn new_sandbox(name: &str, node: u64) -> NewSandbox {
             env: [("LANG".into(), "C.UTF-8".into())].into(),
             entrypoint: vec![],
             resources: SMALL,
-            network_block_all: false,
+            egress: Default::default(),
             allow_sudo: true,
         },
         labels: Default::default(),
