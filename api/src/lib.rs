@@ -3,6 +3,7 @@
 pub mod access;
 pub mod channel;
 pub mod daemon;
+pub mod egress;
 pub mod ids;
 pub mod preview_host;
 pub mod rest;
