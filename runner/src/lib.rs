@@ -14,6 +14,7 @@ mod mount;
 mod operations;
 
 pub mod docker;
+pub mod embedded;
 pub mod fake;
 pub mod image;
 pub mod runtime;

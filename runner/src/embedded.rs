@@ -1,0 +1,3 @@
+//! The runtime that needs nobody else: sandboxes made of namespaces, overlay file systems, control groups and rules.
+
+pub mod network;

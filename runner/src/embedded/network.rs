@@ -1,0 +1,8 @@
+//! The network of this node's sandboxes.
+
+mod inside;
+mod layout;
+pub mod link;
+mod netlink;
+
+pub use layout::{Layout, LayoutError};
