@@ -13,6 +13,7 @@ mod dialing;
 mod mount;
 mod operations;
 
+pub mod build;
 pub mod docker;
 pub mod embedded;
 pub mod fake;
