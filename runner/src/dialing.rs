@@ -115,7 +115,7 @@ pub(crate) async fn dial_target(
         Target::Port(DAEMON_PORT) => return Err(RunnerDialError::PortClosed),
         Target::Port(port) => port,
     };
-    let mut stream = runtime.dial(incarnation, port).await?;
+    let mut stream: ByteStream = Box::new(runtime.dial(incarnation, port).await?);
     if target == Target::Daemon {
         let introduced = stream.write_all(preamble(secret.reveal()).as_bytes()).await;
         introduced.map_err(|_| RunnerDialError::PortClosed)?;

@@ -12,7 +12,7 @@ mod namespace;
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,15 +23,15 @@ use atoll_api::sandbox::{Egress, SandboxSpec};
 use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, NetworkCreateRequest};
 use bollard::query_parameters as query;
 use futures_util::{StreamExt, stream};
+use tokio::net::TcpStream;
 
 use crate::docker::engine::{Engine, RequestError};
 use crate::docker::firewall::Firewall;
 use crate::docker::host::HostFacts;
 use crate::docker::namespace::{Live, Namespaces};
 use crate::image::{Digest, Image};
-use crate::runtime::{
-    ByteStream, Exit, Finding, Found, FoundState, Incarnation, LayerTar, Runtime, RuntimeError,
-};
+use crate::mount_dir::MountDir;
+use crate::runtime::{Exit, Finding, Found, FoundState, Incarnation, LayerTar, Runtime, RuntimeError};
 
 /// Containers that a teardown removes at once.
 const TEARDOWN_CONCURRENCY: usize = 8;
@@ -310,11 +310,11 @@ impl Runtime for DockerRuntime {
         incarnation: Incarnation,
         spec: &SandboxSpec,
         _image: &Image,
-        mount_dir: &Path,
+        mount_dir: &MountDir,
     ) -> Result<(), RuntimeError> {
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let facts = facts.ok_or_else(|| RuntimeError::Host("the Docker engine was not prepared".into()))?;
-        let body = &container::create_body(&self.config, &facts, incarnation, spec, mount_dir);
+        let body = &container::create_body(&self.config, &facts, incarnation, spec, mount_dir.path());
         let name = &self.config.container_name(incarnation);
         let options = &query::CreateContainerOptionsBuilder::default().name(name).build();
         let created = self
@@ -420,9 +420,9 @@ impl Runtime for DockerRuntime {
         self.exit(incarnation).await
     }
 
-    async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<ByteStream, RuntimeError> {
+    async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<TcpStream, RuntimeError> {
         let live = self.live(incarnation).await?;
-        Ok(Box::new(self.namespaces.connect(&live, port).await?))
+        self.namespaces.connect(&live, port).await
     }
 
     async fn check(&self) -> Result<Vec<Finding>, RuntimeError> {

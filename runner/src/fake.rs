@@ -4,7 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::io::{Cursor, Read};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,20 +13,20 @@ use async_trait::async_trait;
 use atoll_api::access::DAEMON_PORT;
 use atoll_api::daemon::{DaemonConfig, Hello, PREAMBLE_BYTES, preamble};
 use atoll_api::sandbox::{Egress, SandboxSpec};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::image::{Digest, Image};
-use crate::runtime::{
-    ByteStream, Exit, Finding, Found, FoundState, Incarnation, LayerTar, Runtime, RuntimeError,
-};
-
-const PIPE_BYTES: usize = 64 * 1024;
+use crate::mount_dir::MountDir;
+use crate::runtime::{Exit, Finding, Found, FoundState, Incarnation, LayerTar, Runtime, RuntimeError};
 
 /// What stands behind a port of every sandbox. It gets the raw stream; on [`DAEMON_PORT`] the preamble has been read
 /// and was right.
-pub type Handler = Arc<dyn Fn(Incarnation, DuplexStream) -> BoxFuture<'static, ()> + Send + Sync>;
+pub type Handler = Arc<dyn Fn(Incarnation, TcpStream) -> BoxFuture<'static, ()> + Send + Sync>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FakeVerb {
@@ -65,6 +66,21 @@ pub enum FakeDaemon {
     Exits(Exit),
 }
 
+/// What a commit gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FakeLayer {
+    Whole(Bytes),
+    /// An error comes after these.
+    BreaksOff(Bytes),
+}
+
+impl Default for FakeLayer {
+    /// An empty tar: two blocks of zeros.
+    fn default() -> FakeLayer {
+        FakeLayer::Whole(Bytes::from_static(&[0; 1024]))
+    }
+}
+
 /// Shared: a clone is the same host, so a second runner on a clone finds what the first has left.
 #[derive(Clone, Default)]
 pub struct FakeRuntime {
@@ -78,6 +94,7 @@ struct Host {
     faults: HashMap<FakeVerb, Fault>,
     daemon: FakeDaemon,
     handlers: HashMap<u16, Handler>,
+    layer: FakeLayer,
     calls: Vec<(FakeVerb, Option<Incarnation>)>,
 }
 
@@ -102,6 +119,10 @@ impl FakeRuntime {
             Some(fault) => self.host().faults.insert(verb, fault),
             None => self.host().faults.remove(&verb),
         };
+    }
+
+    pub fn set_layer(&self, layer: FakeLayer) {
+        self.host().layer = layer;
     }
 
     pub fn set_daemon(&self, daemon: FakeDaemon) {
@@ -212,6 +233,15 @@ impl Runtime for FakeRuntime {
 
     async fn import(&self, image: &Image, blobs: Vec<(Digest, File)>) -> Result<(), RuntimeError> {
         self.enter(FakeVerb::Import, None).await?;
+        for (digest, file) in &blobs {
+            let mut content = Vec::new();
+            (&*file)
+                .read_to_end(&mut content)
+                .map_err(|error| RuntimeError::Host(format!("cannot read the blob {digest}: {error}")))?;
+            if Digest::new(Sha256::digest(&content).into()) != *digest {
+                return Err(RuntimeError::Spec(format!("the blob {digest} holds something else")));
+            }
+        }
         let given: Vec<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
         let imported = image.layers.iter().filter(|layer| given.contains(&layer.blob));
         self.host().layers.extend(imported.map(|layer| layer.diff_id));
@@ -223,10 +253,10 @@ impl Runtime for FakeRuntime {
         incarnation: Incarnation,
         spec: &SandboxSpec,
         _image: &Image,
-        mount_dir: &Path,
+        mount_dir: &MountDir,
     ) -> Result<(), RuntimeError> {
         self.enter(FakeVerb::Create, Some(incarnation)).await?;
-        let fresh = || FakeSandbox::new(spec.clone(), mount_dir.to_owned());
+        let fresh = || FakeSandbox::new(spec.clone(), mount_dir.path().to_owned());
         self.host().sandboxes.entry(incarnation).or_insert_with(fresh);
         Ok(())
     }
@@ -287,8 +317,16 @@ impl Runtime for FakeRuntime {
         if sandbox.config.is_some() && !sandbox.paused {
             return Err(RuntimeError::Spec("stop or pause the sandbox first".into()));
         }
-        // An empty tar: two blocks of zeros.
-        Ok(Box::new(tokio::io::AsyncReadExt::take(tokio::io::repeat(0), 1024)))
+        Ok(match host.layer.clone() {
+            FakeLayer::Whole(bytes) => Box::new(Cursor::new(bytes)),
+            FakeLayer::BreaksOff(bytes) => {
+                let broken = tokio_util::io::StreamReader::new(futures_util::stream::iter([
+                    Ok(bytes),
+                    Err(std::io::Error::other("the disk is gone")),
+                ]));
+                Box::new(broken)
+            }
+        })
     }
 
     async fn set_egress(&self, incarnation: Incarnation, egress: &Egress) -> Result<(), RuntimeError> {
@@ -343,13 +381,20 @@ impl Runtime for FakeRuntime {
         }
     }
 
-    async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<ByteStream, RuntimeError> {
+    async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<TcpStream, RuntimeError> {
         self.enter(FakeVerb::Dial, Some(incarnation)).await?;
-        let host = self.host();
-        let sandbox = host.sandboxes.get(&incarnation).ok_or(RuntimeError::NotFound)?;
-        let config = sandbox.config.as_ref().ok_or(RuntimeError::NotRunning)?;
-        let handler = host.handlers.get(&port).cloned();
-        let (ours, mut theirs) = duplex(PIPE_BYTES);
+        let (config, handler) = {
+            let host = self.host();
+            let sandbox = host.sandboxes.get(&incarnation).ok_or(RuntimeError::NotFound)?;
+            let config = sandbox.config.clone().ok_or(RuntimeError::NotRunning)?;
+            (config, host.handlers.get(&port).cloned())
+        };
+        if port != DAEMON_PORT && handler.is_none() {
+            return Err(RuntimeError::Refused);
+        }
+        let (ours, mut theirs) = connected()
+            .await
+            .map_err(|error| RuntimeError::Host(format!("cannot make a connection: {error}")))?;
         match (port, handler) {
             (DAEMON_PORT, handler) => {
                 let expected = preamble(&config.secret);
@@ -364,9 +409,9 @@ impl Runtime for FakeRuntime {
             (_, Some(handler)) => {
                 tokio::spawn(handler(incarnation, theirs));
             }
-            (_, None) => return Err(RuntimeError::Refused),
+            (_, None) => unreachable!("refused above"),
         }
-        Ok(Box::new(ours))
+        Ok(ours)
     }
 
     async fn check(&self) -> Result<Vec<Finding>, RuntimeError> {
@@ -383,8 +428,21 @@ impl Runtime for FakeRuntime {
     }
 }
 
+/// Both ends of a connection over the host's loopback.
+async fn connected() -> std::io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let ours = TcpStream::connect(listener.local_addr()?).await?;
+    loop {
+        let (theirs, from) = listener.accept().await?;
+        // Anybody on the host may connect in between.
+        if from == ours.local_addr()? {
+            return Ok((ours, theirs));
+        }
+    }
+}
+
 /// Answers one request, whatever it asks, and hangs up.
-async fn answer_ok(mut stream: DuplexStream) {
+async fn answer_ok(mut stream: TcpStream) {
     let mut request = [0u8; 4096];
     if stream.read(&mut request).await.is_ok_and(|count| count > 0) {
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";

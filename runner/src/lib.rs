@@ -18,13 +18,17 @@ pub mod docker;
 pub mod embedded;
 pub mod fake;
 pub mod image;
+pub mod mount_dir;
+pub mod remote;
 pub mod runtime;
 
 pub use assignment::{Assignment, Report, ReportKind};
 pub use docker::{DockerConfig, DockerRuntime};
 pub use handle::{Runner, RunnerConfig, RunnerDialError, RunnerHandle, RunnerStatus};
 pub use image::{EngineImages, Image, ImageSource};
+pub use mount_dir::MountDir;
 pub use reconcile::Counts;
+pub use remote::{RemoteConfig, RemoteRuntime};
 pub use runtime::{
     ByteStream, Exit, Finding, Found, FoundState, Incarnation, LayerTar, Runtime, RuntimeError,
 };

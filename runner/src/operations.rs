@@ -11,6 +11,7 @@ use crate::dialing::{Doors, dial_target};
 use crate::handle::{RunnerDialError, blocking};
 use crate::image::{Image, ImageSource};
 use crate::mount::Mounts;
+use crate::mount_dir::MountDir;
 use crate::reconcile::{Ended, Operation, OperationError, exit_words};
 use crate::runtime::{Exit, Incarnation, Runtime, RuntimeError};
 
@@ -60,7 +61,7 @@ impl Operations {
 
     async fn create(&self, incarnation: Incarnation, spec: &SandboxSpec) -> Result<(), OperationError> {
         let mounts = self.mounts.clone();
-        let mount_dir = blocking(move || mounts.prepare(incarnation)).await?;
+        let mount_dir = blocking(move || MountDir::open(&mounts.prepare(incarnation)?)).await?;
         let image = self.images.resolve(&spec.image).await?;
         self.provide(&image).await?;
         Ok(self.runtime.create(incarnation, spec, &image, &mount_dir).await?)

@@ -1,14 +1,15 @@
 //! The seam to what runs sandboxes. `docker` implements it now, `embedded` later, `fake` for tests.
 
 use std::fs::File;
-use std::path::Path;
 
 use async_trait::async_trait;
 use atoll_api::ids::{Generation, SandboxId};
 use atoll_api::sandbox::{Egress, SandboxSpec};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
 use crate::image::{Digest, Image};
+use crate::mount_dir::MountDir;
 
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -41,7 +42,8 @@ pub enum FoundState {
 }
 
 /// All verbs are idempotent and bounded in time, except `wait`, which lasts as long as the sandbox runs.
-/// None touches what another node's runner has made.
+/// None touches what another node's runner has made. A future that is dropped breaks its verb off wherever it is; what
+/// that leaves behind is found by `list` and goes with `remove`.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
     /// Makes what the node's sandboxes share (network, firewall rules) or finds it again. Called before anything
@@ -53,14 +55,13 @@ pub trait Runtime: Send + Sync + 'static {
     /// Takes the blobs that [`Runtime::missing_blobs`] named, each open for reading at its beginning. Checks every
     /// layer against its `diff_id`.
     async fn import(&self, image: &Image, blobs: Vec<(Digest, File)>) -> Result<(), RuntimeError>;
-    /// Makes the sandbox, not started. `mount_dir` is absolute and holds the daemon, its config and the hello
-    /// socket (see `atoll_api::daemon`); it appears read-only inside. Fine if it exists already.
+    /// Makes the sandbox, not started. `mount_dir` appears read-only inside. Fine if it exists already.
     async fn create(
         &self,
         incarnation: Incarnation,
         spec: &SandboxSpec,
         image: &Image,
-        mount_dir: &Path,
+        mount_dir: &MountDir,
     ) -> Result<(), RuntimeError>;
     /// Refuses ([`RuntimeError::Host`]) while the network's rules are not known to be in place.
     async fn start(&self, incarnation: Incarnation) -> Result<(), RuntimeError>;
@@ -80,8 +81,9 @@ pub trait Runtime: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<Found>, RuntimeError>;
     /// Ends when the sandbox's first process has ended; says why. `NotFound` when the sandbox is gone altogether.
     async fn wait(&self, incarnation: Incarnation) -> Result<Exit, RuntimeError>;
-    /// A TCP connection to a port on the sandbox's own loopback, made from inside its network namespace.
-    async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<ByteStream, RuntimeError>;
+    /// A TCP connection to a port on the sandbox's own loopback, made from inside its network namespace. The socket
+    /// itself, so that another process can be given it.
+    async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<TcpStream, RuntimeError>;
     /// Checks what it needs (engine there, image there, disk not full): one line for each thing an operator must
     /// do or know; none when all is well. An error means that not even checking was possible.
     async fn check(&self) -> Result<Vec<Finding>, RuntimeError>;

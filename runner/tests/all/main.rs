@@ -1,5 +1,11 @@
-//! The runner from outside: with a fake runtime, and on a real Docker engine where there is one.
+//! The runner from outside: with a fake runtime, and on a real Docker engine where there is one; each in this process
+//! and behind the socket of another.
 
-mod with_docker;
-mod with_fake;
+// One suite, two ways to the runtime.
+#[allow(clippy::duplicate_mod)]
+mod direct;
+#[allow(clippy::duplicate_mod)]
+mod remote;
+
+mod seam;
 mod world;

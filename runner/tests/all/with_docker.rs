@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
+use super::through;
 use crate::world::{Folder, World, eventually, incarnation, sandbox, spec};
 
 const IMAGE: &str = "atoll-runner-test:busybox";
@@ -50,8 +51,12 @@ impl Host {
         World::start(self.folder.config(self.daemon.clone()), self.runtime()).await.unwrap()
     }
 
-    fn runtime(&self) -> Arc<DockerRuntime> {
-        Arc::new(DockerRuntime::new(self.config.clone()).unwrap())
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        self.runtime_with(self.config.clone())
+    }
+
+    fn runtime_with(&self, config: DockerConfig) -> Arc<dyn Runtime> {
+        through(Arc::new(DockerRuntime::new(config).unwrap()), &self.folder)
     }
 
     fn container(&self, number: u8, generation: u64) -> String {
@@ -82,7 +87,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let runtime = self.runtime();
+        let runtime = DockerRuntime::new(self.config.clone()).unwrap();
         let torn_down = std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -375,7 +380,7 @@ async fn flushed_rules_come_back_and_are_never_doubled() {
 async fn check_names_a_missing_image_and_a_foreign_network_stops_the_start() {
     let Some(host) = Host::new() else { return };
     let images = vec![IMAGE.to_owned(), "atoll-runner-no-such-image:1".to_owned()];
-    let runtime = DockerRuntime::new(DockerConfig { images, ..host.config.clone() }).unwrap();
+    let runtime = host.runtime_with(DockerConfig { images, ..host.config.clone() });
 
     let faults = runtime.check().await.unwrap().into_iter().filter_map(|finding| match finding {
         Finding::Fault(line) => Some(line),

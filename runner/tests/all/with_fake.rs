@@ -10,6 +10,7 @@ use atoll_runner::fake::{FakeDaemon, FakeRuntime, FakeVerb, Fault};
 use atoll_runner::{Exit, RunnerConfig, RunnerDialError, RuntimeError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::through;
 use crate::world::{Folder, World, eventually, incarnation, sandbox, spec};
 
 const DAEMON: &[u8] = b"not run by the fake";
@@ -19,7 +20,7 @@ fn a_spec() -> SandboxSpec {
 }
 
 async fn world(fake: &FakeRuntime, folder: &Folder) -> World {
-    World::start(folder.config(DAEMON), Arc::new(fake.clone())).await.unwrap()
+    World::start(folder.config(DAEMON), through(Arc::new(fake.clone()), folder)).await.unwrap()
 }
 
 fn exit(code: i64) -> Exit {
@@ -45,7 +46,7 @@ async fn a_placed_sandbox_runs_and_its_daemon_can_be_dialled() {
 async fn who_may_not_be_dialled_is_told_apart() {
     let (fake, folder) = (FakeRuntime::new(), Folder::new());
     let config = RunnerConfig { connections_per_sandbox_max: 1, ..folder.config(DAEMON) };
-    let mut world = World::start(config, Arc::new(fake.clone())).await.unwrap();
+    let mut world = World::start(config, through(Arc::new(fake.clone()), &folder)).await.unwrap();
     fake.serve(3000, Arc::new(|_, stream| Box::pin(async move { drop(stream) })));
     world.place_as(1, 5, a_spec(), Desired::Running, Phase::Pending);
     world.place_as(2, 1, a_spec(), Desired::Stopped, Phase::Pending);
@@ -285,7 +286,7 @@ async fn a_host_that_cannot_hold_sandboxes_stops_the_start() {
     let (fake, folder) = (FakeRuntime::new(), Folder::new());
     fake.set_fault(FakeVerb::Prepare, Some(Fault::Error(RuntimeError::Host("no iptables".into()))));
 
-    let started = World::start(folder.config(DAEMON), Arc::new(fake.clone())).await;
+    let started = World::start(folder.config(DAEMON), through(Arc::new(fake.clone()), &folder)).await;
 
     assert_eq!(started.err(), Some(RuntimeError::Host("no iptables".into())));
 }
@@ -294,7 +295,7 @@ async fn a_host_that_cannot_hold_sandboxes_stops_the_start() {
 async fn many_sandboxes_are_made_side_by_side_and_all_run() {
     let (fake, folder) = (FakeRuntime::new(), Folder::new());
     let config = RunnerConfig { operations_max: 4, ..folder.config(DAEMON) };
-    let mut world = World::start(config, Arc::new(fake.clone())).await.unwrap();
+    let mut world = World::start(config, through(Arc::new(fake.clone()), &folder)).await.unwrap();
 
     for number in 1..=60 {
         world.place(number, a_spec());
