@@ -2,6 +2,9 @@
 
 use crate::seam::remote as through;
 
+mod fence;
+mod layers;
+mod restart;
 #[path = "with_docker.rs"]
 mod with_docker;
 #[path = "with_fake.rs"]
