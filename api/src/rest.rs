@@ -16,7 +16,7 @@ pub use catalogue::{PaginatedSnapshots, Region, RegionType, SnapshotDto, Snapsho
 pub use sandbox::{
     CreateBuildInfo, CreateSandbox, ListSandboxesResponse, PortPreviewUrl, Sandbox, SandboxDesiredState,
     SandboxLabels, SandboxListItem, SandboxState, SandboxVolume, SignedPortPreviewUrl, SshAccessDto,
-    SshAccessValidationDto, Start, ToolboxProxyUrl,
+    SshAccessValidationDto, Start, ToolboxProxyUrl, UpdateSandboxNetworkSettings,
 };
 pub use service::{
     Announcement, Cluster, ClusterGroup, ClusterNode, CreateJoinToken, DaytonaConfiguration, Health,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Generation, NodeId};
 
-/// Everything needed to make the sandbox again on another node. Immutable after create.
+/// Everything needed to make the sandbox again on another node. Immutable after create but for `egress`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
     /// Name of the snapshot in the catalogue, as the user gave it.
@@ -66,6 +66,8 @@ pub enum Desired {
     Running,
     Stopped,
     Deleted,
+    /// No process of it runs; what is in memory stays there.
+    Paused,
 }
 
 /// What the owner last reported.
@@ -73,6 +75,8 @@ pub enum Desired {
 /// ```text
 /// Pending ─▶ Starting ─hello─▶ Running ─▶ Stopping ─▶ Stopped ─▶ Starting …
 ///                └───────timeout────▶ Failed ◀──exit──┘      any ─▶ (record removed)
+///
+/// Running ─▶ Pausing ─▶ Paused ─▶ Resuming ─▶ Running      Paused ─▶ Stopping …
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
@@ -86,4 +90,7 @@ pub enum Phase {
     },
     /// The owner is down and nobody has taken over.
     Lost,
+    Pausing,
+    Paused,
+    Resuming,
 }

@@ -133,6 +133,8 @@ impl MeshDirectory {
             Phase::Pending => not_running("being created"),
             Phase::Starting => not_running("starting"),
             Phase::Stopping => not_running("stopping"),
+            Phase::Pausing | Phase::Paused => not_running("paused"),
+            Phase::Resuming => not_running("resuming"),
             Phase::Stopped => not_running("stopped"),
             Phase::Failed { reason } => not_running(&format!("in error ({reason})")),
         }

@@ -1,4 +1,5 @@
-//! What becomes of a sandbox that nobody uses: stopped after its auto-stop interval, deleted after its auto-delete one.
+//! What becomes of a sandbox that nobody uses: paused or stopped after its interval for that, whichever is shorter, and
+//! deleted when it has been stopped for its auto-delete interval. One that is paused stays so.
 
 use atoll_api::sandbox::{Desired, Phase};
 use atoll_consensus::state::region::SandboxRecord;
@@ -12,8 +13,13 @@ pub fn idle_wish(record: &SandboxRecord, used_at_ms: Option<u64>, now_ms: u64) -
     let idle_for = |minutes: u64| now_ms.saturating_sub(used_at_ms) >= minutes * MINUTE_MS;
     match (&record.phase, record.desired) {
         (Phase::Running, Desired::Running) => {
-            let minutes = u64::from(record.auto_stop_minutes);
-            (minutes > 0 && idle_for(minutes)).then_some(Desired::Stopped)
+            let due = |minutes: u32| (minutes > 0 && idle_for(u64::from(minutes))).then_some(minutes);
+            match (due(record.auto_pause_minutes), due(record.auto_stop_minutes)) {
+                (Some(pause), Some(stop)) if stop < pause => Some(Desired::Stopped),
+                (Some(_), _) => Some(Desired::Paused),
+                (None, Some(_)) => Some(Desired::Stopped),
+                (None, None) => None,
+            }
         }
         (Phase::Stopped, Desired::Stopped) => {
             let minutes = u64::try_from(record.auto_delete_minutes).ok()?;
@@ -55,6 +61,7 @@ mod tests {
             labels: BTreeMap::new(),
             public: false,
             auto_stop_minutes,
+            auto_pause_minutes: 0,
             auto_archive_minutes: 0,
             auto_delete_minutes,
             preview_token_hash: TokenHash::of(""),
@@ -93,5 +100,19 @@ mod tests {
     fn a_sandbox_on_its_way_is_left_alone() {
         assert_eq!(idle_wish(&record(Phase::Starting, Desired::Running, 1, 1), None, u64::MAX), None);
         assert_eq!(idle_wish(&record(Phase::Stopped, Desired::Running, 1, 1), None, u64::MAX), None);
+    }
+
+    #[test]
+    fn the_shorter_of_pause_and_stop_comes_first() {
+        let idle = |pause, stop| {
+            let mut sandbox = record(Phase::Running, Desired::Running, stop, -1);
+            sandbox.auto_pause_minutes = pause;
+            idle_wish(&sandbox, None, u64::MAX)
+        };
+
+        assert_eq!(idle(5, 0), Some(Desired::Paused));
+        assert_eq!(idle(5, 15), Some(Desired::Paused));
+        assert_eq!(idle(15, 5), Some(Desired::Stopped));
+        assert_eq!(idle_wish(&record(Phase::Paused, Desired::Paused, 15, 0), None, u64::MAX), None);
     }
 }

@@ -220,6 +220,9 @@ impl Operation {
             Operation::Create(_) => "create",
             Operation::Start(_) => "start",
             Operation::Adopt => "adopt",
+            Operation::Pause => "pause",
+            Operation::Resume => "resume",
+            Operation::SetEgress(_) => "set egress",
             Operation::Stop => "stop",
             Operation::Remove => "remove",
         }
@@ -233,6 +236,9 @@ fn overdue(name: &str) -> &'static str {
         "create" => "the sandbox could not be made within 30 s",
         "stop" => "the sandbox did not stop in time",
         "adopt" => "the sandbox's daemon did not answer in time",
+        "pause" => "the sandbox could not be paused in time",
+        "resume" => "the sandbox could not be resumed in time",
+        "set egress" => "what the sandbox may reach could not be changed in time",
         _ => "the sandbox could not be removed in time",
     }
 }

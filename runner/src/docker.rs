@@ -4,6 +4,7 @@
 //! `docker/firewall.rs` (whom they can't reach), `docker/namespace.rs` (how we reach them).
 
 mod container;
+mod egress;
 mod engine;
 mod firewall;
 mod host;
@@ -312,6 +313,7 @@ impl Runtime for DockerRuntime {
         _image: &Image,
         mount_dir: &MountDir,
     ) -> Result<(), RuntimeError> {
+        egress::refuse_lists(&spec.egress)?;
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let facts = facts.ok_or_else(|| RuntimeError::Host("the Docker engine was not prepared".into()))?;
         let body = &container::create_body(&self.config, &facts, incarnation, spec, mount_dir.path());
@@ -376,8 +378,9 @@ impl Runtime for DockerRuntime {
         Err(RuntimeError::Spec("this runtime cannot make layers yet".into()))
     }
 
-    async fn set_egress(&self, _incarnation: Incarnation, _egress: &Egress) -> Result<(), RuntimeError> {
-        Err(RuntimeError::Spec("this runtime cannot change what a sandbox may reach yet".into()))
+    async fn set_egress(&self, incarnation: Incarnation, egress: &Egress) -> Result<(), RuntimeError> {
+        let name = self.config.container_name(incarnation);
+        egress::set(&self.engine, &self.config.network, &name, egress).await
     }
 
     async fn stop(&self, incarnation: Incarnation, grace_ms: u64) -> Result<(), RuntimeError> {
@@ -455,7 +458,8 @@ fn found(container: &ContainerSummary) -> Option<Found> {
     let generation = Generation(labels.get(LABEL_GENERATION)?.parse().ok()?);
     use ContainerSummaryStateEnum as State;
     let state = match container.state? {
-        State::RUNNING | State::PAUSED | State::RESTARTING => FoundState::Running,
+        State::RUNNING | State::RESTARTING => FoundState::Running,
+        State::PAUSED => FoundState::Paused,
         _ => FoundState::Stopped { exit_code: exit_code(container.status.as_deref()?) },
     };
     Some(Found { incarnation: Incarnation { sandbox_id, generation }, state })

@@ -354,6 +354,7 @@ impl Runtime for FakeRuntime {
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
         self.enter(FakeVerb::List, None).await?;
         let state = |sandbox: &FakeSandbox| match (&sandbox.config, &sandbox.last_exit) {
+            (Some(_), _) if sandbox.paused => FoundState::Paused,
             (Some(_), _) => FoundState::Running,
             (None, exit) => FoundState::Stopped { exit_code: exit.as_ref().and_then(|exit| exit.code) },
         };

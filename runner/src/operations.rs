@@ -54,6 +54,9 @@ impl Operations {
             Operation::Create(spec) => self.create(incarnation, &spec).await,
             Operation::Start(spec) => self.start(incarnation, spec).await,
             Operation::Adopt => self.adopt(incarnation).await,
+            Operation::Pause => Ok(self.runtime.pause(incarnation).await?),
+            Operation::Resume => Ok(self.runtime.resume(incarnation).await?),
+            Operation::SetEgress(spec) => Ok(self.runtime.set_egress(incarnation, &spec.egress).await?),
             Operation::Stop => Ok(self.runtime.stop(incarnation, STOP_GRACE_MS).await?),
             Operation::Remove => self.remove(incarnation).await,
         }

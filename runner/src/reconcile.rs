@@ -1,26 +1,30 @@
 //! Decides what to do next for every sandbox of this node: wanted against actual, on each change and each tick.
 //! Pure: it is told things and answers with actions; it has no clock, no I/O, and knows nothing of Raft.
 //!
-//! A sandbox's container is in one of five states, and its assignment sets the goal. The operation is
+//! A sandbox's container is in one of seven states, and its assignment sets the goal. The operation is
 //! read off a table (`-` = nothing to do), so a lost message can only delay:
 //!
 //! ```text
-//!              Serving   Down    Gone            (a goal "as is" does nothing at all)
-//!  Absent      Create    -       (forgotten)
-//!  Stopped     Start     -       Remove
-//!  Unproven    Adopt     Stop    Remove       runs, but its daemon has not answered this process
-//!  Serving     -         Stop    Remove       runs, and its daemon has said hello or answered
-//!  Uncertain   Stop      Stop    Remove       an operation broke off: it may run or not
+//!              Serving   Frozen   Down    Gone        (a goal "as is" does nothing at all)
+//!  Absent      Create    -        -       (forgotten)
+//!  Stopped     Start     -        -       Remove
+//!  Unproven    Adopt     Pause    Stop    Remove    runs, but its daemon has not answered this process
+//!  Serving     -         Pause    Stop    Remove    runs, and its daemon has said hello or answered
+//!  Frozen      Resume    -        Stop    Remove
+//!  HalfFrozen  Resume    Pause    Stop    Remove    a pause or a resume broke off
+//!  Uncertain   Stop      Stop     Stop    Remove    another operation broke off: it may run or not
 //! ```
 //!
-//! A failure turns the goal Serving into Down until the user wishes anew (`desired_version` grows).
+//! Before a sandbox starts or resumes, and when what it may reach has changed while it serves, SetEgress comes first.
+//! A failure turns the goal Serving into Down until the user wishes anew (`desired_version` grows). A sandbox that could
+//! not be paused goes on running; one that is to be paused and has ended has lost its memory, which is a failure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_api::ids::{Generation, SandboxId};
-use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
+use atoll_api::sandbox::{Desired, Egress, Phase, SandboxSpec};
 
 use crate::assignment::{Assignment, Report, ReportKind};
 use crate::runtime::{Exit, Found, FoundState, Incarnation};
@@ -31,6 +35,8 @@ pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(30);
 pub const STOP_DEADLINE: Duration = Duration::from_secs(30);
 pub const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
 pub const ADOPT_DEADLINE: Duration = Duration::from_secs(5);
+/// For one pause, resume or change of what may be reached.
+pub const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 /// Tries of one operation before the sandbox is reported as failed. Removal is tried for ever: delete always wins.
 pub const ATTEMPTS_MAX: u32 = 3;
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -109,6 +115,9 @@ pub enum Operation {
     Start(Arc<SandboxSpec>),
     /// Ask the daemon of a running container whether it knows us.
     Adopt,
+    Pause,
+    Resume,
+    SetEgress(Arc<SandboxSpec>),
     Stop,
     Remove,
 }
@@ -171,6 +180,8 @@ struct Slot {
     launch_since: Option<Instant>,
     waiting_since: Instant,
     ownership: Ownership,
+    /// What the runtime was told last that the sandbox may reach; `None`: not known.
+    egress: Option<Egress>,
     /// How it was found at start, until the first wanted list says what to make of it.
     found: Option<FoundState>,
 }
@@ -181,6 +192,8 @@ enum Container {
     Stopped,
     Unproven,
     Serving,
+    Frozen,
+    HalfFrozen,
     Uncertain,
 }
 
@@ -188,6 +201,8 @@ enum Container {
 struct Running {
     operation_id: OperationId,
     kind: Kind,
+    /// What the assignment said about it when the operation began.
+    egress: Option<Egress>,
     cancelled: bool,
 }
 
@@ -196,6 +211,9 @@ enum Kind {
     Create,
     Start,
     Adopt,
+    Pause,
+    Resume,
+    SetEgress,
     Stop,
     Remove,
 }
@@ -218,6 +236,7 @@ enum Ownership {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Goal {
     Serving,
+    Frozen,
     Down,
     Gone,
     /// Newer than the node's replica knows: leave it alone until the replica has caught up.
@@ -302,8 +321,7 @@ impl Reconciler {
         self.wanted.iter().flat_map(|wanted| wanted.values()).map(|assignment| {
             let incarnation = assignment.incarnation();
             let slot = self.slots.get(&incarnation);
-            let serving =
-                slot.is_some_and(|slot| slot.container == Container::Serving && slot.operation.is_none());
+            let serving = slot.is_some_and(|slot| slot.container == Container::Serving && !slot.is_moving());
             Reachable { incarnation, serving }
         })
     }
@@ -325,7 +343,13 @@ impl Reconciler {
                 Phase::Running => counts.serving += 1,
                 Phase::Stopped => counts.stopped += 1,
                 Phase::Failed { .. } => counts.failed += 1,
-                Phase::Pending | Phase::Starting | Phase::Stopping | Phase::Lost => {}
+                Phase::Pending
+                | Phase::Starting
+                | Phase::Stopping
+                | Phase::Pausing
+                | Phase::Paused
+                | Phase::Resuming
+                | Phase::Lost => {}
             }
         }
         counts
@@ -366,7 +390,23 @@ impl Reconciler {
             Ok(()) => {
                 slot.not_before = now;
                 match running.kind {
-                    Kind::Create => slot.container = Container::Stopped,
+                    Kind::Create => {
+                        slot.container = Container::Stopped;
+                        slot.egress = running.egress;
+                    }
+                    Kind::SetEgress => {
+                        slot.egress = running.egress;
+                        slot.attempts = 0;
+                    }
+                    Kind::Pause => {
+                        slot.container = Container::Frozen;
+                        slot.attempts = 0;
+                    }
+                    // It runs again; whether its daemon answers, and with which secret, is asked next.
+                    Kind::Resume => {
+                        slot.container = Container::Unproven;
+                        slot.attempts = 0;
+                    }
                     Kind::Start | Kind::Adopt => {
                         slot.container = Container::Serving;
                         slot.proven_by = Some(operation_id);
@@ -391,7 +431,7 @@ impl Reconciler {
                     }
                 }
             }
-            Err(OperationError::Cancelled) => slot.container = Container::Uncertain,
+            Err(OperationError::Cancelled) => slot.container = slot.after_failed(running.kind),
             Err(OperationError::Vanished) if running.kind == Kind::Remove => {
                 self.slots.remove(&incarnation);
                 self.respawn(incarnation, now);
@@ -411,7 +451,9 @@ impl Reconciler {
                 let launch_over = slot.launch_since.is_some_and(|since| now >= since + LAUNCH_DEADLINE);
                 let given_up = match running.kind {
                     Kind::Create | Kind::Start => launch_over || slot.attempts >= ATTEMPTS_MAX,
-                    Kind::Adopt | Kind::Stop => slot.attempts >= ATTEMPTS_MAX,
+                    Kind::Adopt | Kind::Pause | Kind::Resume | Kind::SetEgress | Kind::Stop => {
+                        slot.attempts >= ATTEMPTS_MAX
+                    }
                     Kind::Remove => false,
                 };
                 // The first reason stands: what fails while cleaning up after it explains nothing.
@@ -426,11 +468,11 @@ impl Reconciler {
         self.touch(incarnation);
         let desired_version = self
             .assignment_of(incarnation)
-            .filter(|assignment| assignment.desired == Desired::Running)
+            .filter(|assignment| matches!(assignment.desired, Desired::Running | Desired::Paused))
             .map(|assignment| assignment.desired_version);
         let Some(slot) = self.slots.get_mut(&incarnation) else { return };
-        // While an operation runs, its completion says what is.
-        if slot.operation.is_some() || slot.container != Container::Serving {
+        // While an operation moves it, its completion says what is.
+        if slot.is_moving() || !matches!(slot.container, Container::Serving | Container::Frozen) {
             return;
         }
         slot.waiting_since = now;
@@ -462,11 +504,11 @@ impl Reconciler {
             .iter()
             .filter(|(incarnation, slot)| {
                 slot.operation.is_none()
-                    && slot.container == Container::Serving
+                    && matches!(slot.container, Container::Serving | Container::Frozen)
                     && !listing.touched_since.contains(incarnation)
             })
             .filter_map(|(incarnation, _)| match found.get(incarnation) {
-                Some(FoundState::Running) => None,
+                Some(FoundState::Running | FoundState::Paused) => None,
                 Some(FoundState::Stopped { exit_code }) => {
                     let exit = Exit { code: *exit_code, out_of_memory: false };
                     Some((*incarnation, Ended::Exited(exit)))
@@ -476,6 +518,17 @@ impl Reconciler {
             .collect();
         for (incarnation, ended) in overtaken {
             self.ended(incarnation, ended, now);
+        }
+        // Somebody froze or thawed it behind our back.
+        for (incarnation, slot) in &mut self.slots {
+            if slot.operation.is_some() || listing.touched_since.contains(incarnation) {
+                continue;
+            }
+            slot.container = match (slot.container, found.get(incarnation)) {
+                (Container::Serving, Some(FoundState::Paused)) => Container::Frozen,
+                (Container::Frozen, Some(FoundState::Running)) => Container::Unproven,
+                (container, _) => container,
+            };
         }
     }
 
@@ -495,7 +548,7 @@ impl Reconciler {
             .collect();
         // What frees the host goes first; then who has waited longest.
         due.sort_by_key(|(kind, since, incarnation)| {
-            (!matches!(kind, Kind::Remove | Kind::Stop), *since, *incarnation)
+            (!matches!(kind, Kind::Remove | Kind::Stop | Kind::SetEgress), *since, *incarnation)
         });
         for (kind, _, incarnation) in due {
             if self.operations.len() >= self.operations_max {
@@ -508,24 +561,29 @@ impl Reconciler {
     fn begin(&mut self, kind: Kind, incarnation: Incarnation, now: Instant, actions: &mut Vec<Action>) {
         let spec = self.assignment_of(incarnation).map(|assignment| assignment.spec.clone());
         let slot = self.slots.get_mut(&incarnation).expect("only slots are due");
+        let egress = spec.as_ref().map(|spec| spec.egress.clone());
         let operation = match (kind, spec) {
             (Kind::Create, Some(spec)) => Operation::Create(spec),
             (Kind::Start, Some(spec)) => Operation::Start(spec),
             // Without an assignment the goal is Gone, and nothing is created or started for it.
-            (Kind::Create | Kind::Start, None) => return,
+            (Kind::Create | Kind::Start | Kind::SetEgress, None) => return,
+            (Kind::SetEgress, Some(spec)) => Operation::SetEgress(spec),
             (Kind::Adopt, _) => Operation::Adopt,
+            (Kind::Pause, _) => Operation::Pause,
+            (Kind::Resume, _) => Operation::Resume,
             (Kind::Stop, _) => Operation::Stop,
             (Kind::Remove, _) => Operation::Remove,
         };
         let deadline = match kind {
             Kind::Create | Kind::Start => *slot.launch_since.get_or_insert(now) + LAUNCH_DEADLINE,
             Kind::Adopt => now + ADOPT_DEADLINE,
+            Kind::Pause | Kind::Resume | Kind::SetEgress => now + CHANGE_DEADLINE,
             Kind::Stop => now + STOP_DEADLINE,
             Kind::Remove => now + REMOVE_DEADLINE,
         };
         let operation_id = OperationId(self.next_operation_id);
         self.next_operation_id += 1;
-        slot.operation = Some(Running { operation_id, kind, cancelled: false });
+        slot.operation = Some(Running { operation_id, kind, egress, cancelled: false });
         self.operations.insert(operation_id, incarnation);
         self.touch(incarnation);
         actions.push(Action::Begin { operation_id, incarnation, operation, deadline });
@@ -540,7 +598,7 @@ impl Reconciler {
             .filter(|(incarnation, slot)| {
                 let running = slot.operation.as_ref().filter(|running| !running.cancelled);
                 running.is_some_and(|running| matches!(running.kind, Kind::Start | Kind::Adopt))
-                    && self.goal(**incarnation, slot) != Goal::Serving
+                    && !matches!(self.goal(**incarnation, slot), Goal::Serving | Goal::Frozen)
             })
             .map(|(incarnation, _)| *incarnation)
             .collect();
@@ -557,14 +615,25 @@ impl Reconciler {
     fn next_kind(&self, incarnation: Incarnation, slot: &Slot) -> Option<Kind> {
         let kind = match (slot.container, self.goal(incarnation, slot)) {
             (_, Goal::AsIs) => return None,
-            (Container::Absent, Goal::Gone | Goal::Down) | (Container::Stopped, Goal::Down) => return None,
-            (Container::Serving, Goal::Serving) => return None,
+            (Container::Absent, Goal::Gone | Goal::Down | Goal::Frozen) => return None,
+            (Container::Stopped, Goal::Down | Goal::Frozen) => return None,
             (_, Goal::Gone) => Kind::Remove,
             (Container::Absent, Goal::Serving) => Kind::Create,
+            (Container::Uncertain, Goal::Serving | Goal::Frozen | Goal::Down) => Kind::Stop,
+            (Container::Stopped | Container::Serving | Container::Frozen, Goal::Serving)
+                if self.is_behind_on_egress(incarnation, slot) =>
+            {
+                Kind::SetEgress
+            }
+            (Container::Serving, Goal::Serving) | (Container::Frozen, Goal::Frozen) => return None,
             (Container::Stopped, Goal::Serving) => Kind::Start,
             (Container::Unproven, Goal::Serving) => Kind::Adopt,
-            (Container::Unproven | Container::Serving, Goal::Down) => Kind::Stop,
-            (Container::Uncertain, Goal::Serving | Goal::Down) => Kind::Stop,
+            (Container::Frozen | Container::HalfFrozen, Goal::Serving) => Kind::Resume,
+            (Container::Unproven | Container::Serving | Container::HalfFrozen, Goal::Frozen) => Kind::Pause,
+            (
+                Container::Unproven | Container::Serving | Container::Frozen | Container::HalfFrozen,
+                Goal::Down,
+            ) => Kind::Stop,
         };
         // An older incarnation of the same sandbox ends before the newer one begins.
         // Nor does one begin while a newer one is here that the replica has not heard of yet.
@@ -588,7 +657,14 @@ impl Reconciler {
             Desired::Stopped => Goal::Down,
             Desired::Running if slot.failed_at(assignment.desired_version).is_some() => Goal::Down,
             Desired::Running => Goal::Serving,
+            Desired::Paused if slot.failed_at(assignment.desired_version).is_some() => Goal::AsIs,
+            Desired::Paused => Goal::Frozen,
         }
+    }
+
+    fn is_behind_on_egress(&self, incarnation: Incarnation, slot: &Slot) -> bool {
+        let wanted = self.assignment_of(incarnation).map(|assignment| &assignment.spec.egress);
+        wanted.is_some() && slot.egress.as_ref() != wanted
     }
 
     fn in_grace(&self, incarnation: Incarnation, slot: &Slot, now: Instant) -> bool {
@@ -632,7 +708,9 @@ impl Reconciler {
                 }
                 // The record says already that it is being deleted.
                 Desired::Deleted => continue,
-                Desired::Running | Desired::Stopped => ReportKind::Phase(self.phase_of(assignment)),
+                Desired::Running | Desired::Stopped | Desired::Paused => {
+                    ReportKind::Phase(self.phase_of(assignment))
+                }
             };
             let recorded = kind == ReportKind::Phase(assignment.phase.clone());
             let report = Report {
@@ -659,12 +737,20 @@ impl Reconciler {
         if let Some(failure) = failure {
             return Phase::Failed { reason: failure.reason.clone() };
         }
-        let busy = slot.is_some_and(|slot| slot.operation.is_some());
+        let busy = slot.is_some_and(Slot::is_moving);
+        let was_frozen = matches!(assignment.phase, Phase::Pausing | Phase::Paused | Phase::Resuming);
         match (assignment.desired, container) {
             // Being adopted: it ran while this process was away, and nobody should hear that it stopped.
             (Desired::Running, Container::Unproven) if assignment.phase == Phase::Running => Phase::Running,
             (Desired::Running, Container::Serving) if !busy => Phase::Running,
+            (Desired::Running, Container::Frozen | Container::HalfFrozen) => Phase::Resuming,
+            (Desired::Running, Container::Unproven) if was_frozen => Phase::Resuming,
             (Desired::Running, _) => Phase::Starting,
+            (Desired::Paused, Container::Frozen) if !busy => Phase::Paused,
+            (Desired::Paused, Container::Absent | Container::Stopped) => {
+                Phase::Failed { reason: MEMORY_LOST.to_owned() }
+            }
+            (Desired::Paused, _) => Phase::Pausing,
             (Desired::Stopped, Container::Absent | Container::Stopped) if !busy => Phase::Stopped,
             (Desired::Stopped | Desired::Deleted, _) => Phase::Stopping,
         }
@@ -689,6 +775,8 @@ impl Reconciler {
 }
 
 const GONE: &str = "the sandbox's container is no longer on its node; starting it again makes an empty one";
+const MEMORY_LOST: &str =
+    "the paused sandbox has ended, so what was in its memory is lost; its files are kept, start it again";
 
 impl Slot {
     fn fresh(container: Container, ownership: Ownership, now: Instant) -> Slot {
@@ -703,6 +791,7 @@ impl Slot {
             launch_since: None,
             waiting_since: now,
             ownership,
+            egress: None,
             found: None,
         }
     }
@@ -710,6 +799,7 @@ impl Slot {
     fn of_found(state: FoundState, now: Instant) -> Slot {
         let container = match state {
             FoundState::Running => Container::Unproven,
+            FoundState::Paused => Container::Frozen,
             FoundState::Stopped { .. } => Container::Stopped,
         };
         Slot { found: Some(state), ..Slot::fresh(container, Ownership::NeverWanted { since: now }, now) }
@@ -721,9 +811,13 @@ impl Slot {
         let mut slot = Slot::fresh(Container::Absent, Ownership::Wanted, now);
         slot.desired_version = Some(assignment.desired_version);
         match &assignment.phase {
-            Phase::Running | Phase::Stopping | Phase::Stopped | Phase::Lost => {
-                slot.fail(Some(assignment.desired_version), GONE)
-            }
+            Phase::Running
+            | Phase::Stopping
+            | Phase::Stopped
+            | Phase::Pausing
+            | Phase::Paused
+            | Phase::Resuming
+            | Phase::Lost => slot.fail(Some(assignment.desired_version), GONE),
             // A start that was wished later than the create: there was a disk, and an empty one must not take its place.
             Phase::Starting if assignment.desired_version > 1 => {
                 slot.fail(Some(assignment.desired_version), GONE)
@@ -747,14 +841,26 @@ impl Slot {
             && assignment.desired == Desired::Running
         {
             match &assignment.phase {
+                Phase::Resuming => self.fail(Some(assignment.desired_version), MEMORY_LOST),
                 Phase::Running => {
                     let exit = Exit { code: exit_code, out_of_memory: false };
                     self.fail(Some(assignment.desired_version), &exit_words(&exit));
                 }
                 Phase::Failed { reason } => self.fail(Some(assignment.desired_version), reason),
-                Phase::Pending | Phase::Starting | Phase::Stopping | Phase::Stopped | Phase::Lost => {}
+                Phase::Pending
+                | Phase::Starting
+                | Phase::Stopping
+                | Phase::Stopped
+                | Phase::Pausing
+                | Phase::Paused
+                | Phase::Lost => {}
             }
         }
+    }
+
+    /// An operation changes its container: what is known of it holds no longer.
+    fn is_moving(&self) -> bool {
+        self.operation.as_ref().is_some_and(|running| running.kind != Kind::SetEgress)
     }
 
     /// `None`: nobody wishes it to run, so its end is no failure.
@@ -773,6 +879,8 @@ impl Slot {
             Kind::Create => Container::Absent,
             Kind::Start | Kind::Stop | Kind::Remove => Container::Uncertain,
             Kind::Adopt => Container::Unproven,
+            Kind::Pause | Kind::Resume => Container::HalfFrozen,
+            Kind::SetEgress => self.container,
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct Found {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FoundState {
     Running,
+    /// See [`Runtime::pause`].
+    Paused,
     /// `exit_code` is `None` for one that was never started.
     Stopped {
         exit_code: Option<i64>,

@@ -27,6 +27,11 @@ pub struct Sandbox {
     /// Whether previews need no credential.
     pub public: bool,
     pub network_block_all: bool,
+    /// Comma separated; absent: no list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_allow_list: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain_allow_list: Option<String>,
     pub kvm: bool,
     /// The region.
     pub target: String,
@@ -46,6 +51,8 @@ pub struct Sandbox {
     pub backup_state: String,
     /// Minutes; 0: never.
     pub auto_stop_interval: u32,
+    /// Minutes; 0: never.
+    pub auto_pause_interval: u32,
     /// Minutes.
     pub auto_archive_interval: u32,
     /// Minutes; −1: never, 0: as soon as it stops.
@@ -83,6 +90,10 @@ pub struct SandboxListItem {
     pub recoverable: Option<bool>,
     pub public: bool,
     pub network_block_all: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_allow_list: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain_allow_list: Option<String>,
     pub cpu: u32,
     pub gpu: u32,
     pub memory: u32,
@@ -90,6 +101,7 @@ pub struct SandboxListItem {
     pub labels: BTreeMap<String, String>,
     pub backup_state: String,
     pub auto_stop_interval: u32,
+    pub auto_pause_interval: u32,
     pub auto_archive_interval: u32,
     pub auto_delete_interval: i32,
     pub created_at: Timestamp,
@@ -110,6 +122,8 @@ impl From<Sandbox> for SandboxListItem {
             labels,
             public,
             network_block_all,
+            network_allow_list,
+            domain_allow_list,
             kvm: _,
             target,
             cpu,
@@ -122,6 +136,7 @@ impl From<Sandbox> for SandboxListItem {
             recoverable,
             backup_state,
             auto_stop_interval,
+            auto_pause_interval,
             auto_archive_interval,
             auto_delete_interval,
             created_at,
@@ -146,6 +161,8 @@ impl From<Sandbox> for SandboxListItem {
             recoverable,
             public,
             network_block_all,
+            network_allow_list,
+            domain_allow_list,
             cpu,
             gpu,
             memory,
@@ -153,6 +170,7 @@ impl From<Sandbox> for SandboxListItem {
             labels,
             backup_state,
             auto_stop_interval,
+            auto_pause_interval,
             auto_archive_interval,
             auto_delete_interval,
             created_at,
@@ -184,6 +202,9 @@ pub enum SandboxState {
     Error,
     Destroying,
     Destroyed,
+    Pausing,
+    Paused,
+    Resuming,
 }
 
 /// Whether a sandbox has run before.
@@ -204,22 +225,35 @@ impl SandboxState {
         };
         match (desired, phase) {
             (Desired::Deleted, Phase::Stopped) => Destroyed,
-            (
-                Desired::Deleted,
-                Phase::Pending
-                | Phase::Starting
-                | Phase::Running
-                | Phase::Stopping
-                | Phase::Failed { .. }
-                | Phase::Lost,
-            ) => Destroying,
-            (Desired::Running | Desired::Stopped, Phase::Failed { .. } | Phase::Lost) => Error,
+            (Desired::Deleted, _) => Destroying,
+            (_, Phase::Failed { .. } | Phase::Lost) => Error,
             (Desired::Running | Desired::Stopped, Phase::Stopping) => Stopping,
             (Desired::Running, Phase::Pending | Phase::Starting) => on_the_way_up,
             (Desired::Running, Phase::Running) => Started,
             (Desired::Running, Phase::Stopped) => Starting,
-            (Desired::Stopped, Phase::Pending | Phase::Starting | Phase::Running) => Stopping,
+            (Desired::Running, Phase::Pausing | Phase::Paused | Phase::Resuming) => Resuming,
             (Desired::Stopped, Phase::Stopped) => Stopped,
+            (
+                Desired::Stopped,
+                Phase::Pending
+                | Phase::Starting
+                | Phase::Running
+                | Phase::Pausing
+                | Phase::Paused
+                | Phase::Resuming,
+            ) => Stopping,
+            (Desired::Paused, Phase::Paused) => Paused,
+            // What is not running any more has nothing left to pause; its owner is about to say so.
+            (
+                Desired::Paused,
+                Phase::Pending
+                | Phase::Starting
+                | Phase::Running
+                | Phase::Pausing
+                | Phase::Resuming
+                | Phase::Stopping
+                | Phase::Stopped,
+            ) => Pausing,
         }
     }
 
@@ -233,6 +267,9 @@ impl SandboxState {
             SandboxState::Error => "error",
             SandboxState::Destroying => "destroying",
             SandboxState::Destroyed => "destroyed",
+            SandboxState::Pausing => "pausing",
+            SandboxState::Paused => "paused",
+            SandboxState::Resuming => "resuming",
         }
     }
 
@@ -269,6 +306,7 @@ pub enum SandboxDesiredState {
     Started,
     Stopped,
     Destroyed,
+    Paused,
 }
 
 impl From<Desired> for SandboxDesiredState {
@@ -277,6 +315,7 @@ impl From<Desired> for SandboxDesiredState {
             Desired::Running => SandboxDesiredState::Started,
             Desired::Stopped => SandboxDesiredState::Stopped,
             Desired::Deleted => SandboxDesiredState::Destroyed,
+            Desired::Paused => SandboxDesiredState::Paused,
         }
     }
 }
@@ -301,10 +340,10 @@ pub struct CreateSandbox {
     pub public: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_block_all: Option<bool>,
-    /// Not supported yet unless empty, which denies every address.
+    /// IPv4 networks, comma separated, ten at the most; empty allows none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_allow_list: Option<String>,
-    /// Not supported yet unless empty, which denies every domain.
+    /// Host names, `*.` before one for all below it, comma separated, ten at the most; empty allows none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain_allow_list: Option<String>,
     /// Not supported yet.
@@ -341,7 +380,7 @@ pub struct CreateSandbox {
     /// Minutes; 0: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_stop_interval: Option<i64>,
-    /// Not supported yet.
+    /// Minutes; 0: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_pause_interval: Option<i64>,
     /// Minutes; 0: the longest there is.
@@ -385,6 +424,20 @@ pub struct CreateBuildInfo {
     pub dockerfile_content: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context_hashes: Option<Vec<String>>,
+}
+
+/// What a sandbox may reach from now on. A field that is left out stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpdateSandboxNetworkSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_block_all: Option<bool>,
+    /// As in a create.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_allow_list: Option<String>,
+    /// As in a create.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain_allow_list: Option<String>,
 }
 
 /// Both the body and the answer of a change of labels: the whole set.
@@ -449,21 +502,25 @@ mod tests {
     fn every_wish_and_phase_has_a_public_state() {
         use SandboxState::*;
         let failed = Phase::Failed { reason: "x".into() };
-        // phase, then desired Running (first start, again), Stopped, Deleted.
-        for (phase, first, again, stopped, deleted) in [
-            (Phase::Pending, Creating, Starting, Stopping, Destroying),
-            (Phase::Starting, Creating, Starting, Stopping, Destroying),
-            (Phase::Running, Started, Started, Stopping, Destroying),
-            (Phase::Stopping, Stopping, Stopping, Stopping, Destroying),
-            (Phase::Stopped, Starting, Starting, Stopped, Destroyed),
-            (failed, Error, Error, Error, Destroying),
-            (Phase::Lost, Error, Error, Error, Destroying),
+        // phase, then desired Running (first start, again), Stopped, Paused, Deleted.
+        for (phase, first, again, stopped, paused, deleted) in [
+            (Phase::Pending, Creating, Starting, Stopping, Pausing, Destroying),
+            (Phase::Starting, Creating, Starting, Stopping, Pausing, Destroying),
+            (Phase::Running, Started, Started, Stopping, Pausing, Destroying),
+            (Phase::Stopping, Stopping, Stopping, Stopping, Pausing, Destroying),
+            (Phase::Stopped, Starting, Starting, Stopped, Pausing, Destroyed),
+            (failed, Error, Error, Error, Error, Destroying),
+            (Phase::Lost, Error, Error, Error, Error, Destroying),
+            (Phase::Pausing, Resuming, Resuming, Stopping, Pausing, Destroying),
+            (Phase::Paused, Resuming, Resuming, Stopping, Paused, Destroying),
+            (Phase::Resuming, Resuming, Resuming, Stopping, Pausing, Destroying),
         ] {
             let of = |desired, start| SandboxState::of(desired, &phase, start);
             assert_eq!(of(Desired::Running, Start::First), first, "{phase:?}");
             assert_eq!(of(Desired::Running, Start::Again), again, "{phase:?}");
             for start in [Start::First, Start::Again] {
                 assert_eq!(of(Desired::Stopped, start), stopped, "{phase:?}");
+                assert_eq!(of(Desired::Paused, start), paused, "{phase:?}");
                 assert_eq!(of(Desired::Deleted, start), deleted, "{phase:?}");
             }
         }
@@ -472,7 +529,10 @@ mod tests {
     #[test]
     fn a_state_is_written_by_its_public_name() {
         use SandboxState::*;
-        for state in [Creating, Starting, Started, Stopping, Stopped, Error, Destroying, Destroyed] {
+        for state in [
+            Creating, Starting, Started, Stopping, Stopped, Error, Destroying, Destroyed, Pausing, Paused,
+            Resuming,
+        ] {
             assert_eq!(serde_json::to_value(state).unwrap(), state.name());
             assert!(SandboxState::NAMES.contains(&state.name()));
         }

@@ -46,7 +46,12 @@ pub fn create(number: u64) -> RegionCommand {
         },
         labels: [("team".into(), "research".into())].into(),
         public: false,
-        intervals: Intervals { auto_stop_minutes: 15, auto_archive_minutes: 10_080, auto_delete_minutes: -1 },
+        intervals: Intervals {
+            auto_stop_minutes: 15,
+            auto_pause_minutes: 0,
+            auto_archive_minutes: 10_080,
+            auto_delete_minutes: -1,
+        },
         preview_token_hash: TokenHash::of(&name),
         node_id: placement(number).node_id,
         name,

@@ -137,7 +137,12 @@ pub fn create(sandbox: u64, node: u64, unique: u64) -> RegionCommand {
         spec: sandbox_spec,
         labels: BTreeMap::new(),
         public: false,
-        intervals: Intervals { auto_stop_minutes: 0, auto_archive_minutes: 0, auto_delete_minutes: -1 },
+        intervals: Intervals {
+            auto_stop_minutes: 0,
+            auto_pause_minutes: 0,
+            auto_archive_minutes: 0,
+            auto_delete_minutes: -1,
+        },
         preview_token_hash: TokenHash::of("sim"),
         node_id: NodeId(node),
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use atoll_api::ids::{Generation, NodeId, OrganizationId, RegionOrdinal, SandboxId};
-use atoll_api::sandbox::{Desired, Phase, Placement, Resources, SandboxSpec};
+use atoll_api::sandbox::{Desired, Egress, Phase, Placement, Resources, SandboxSpec};
 use atoll_api::tokens::TokenHash;
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +96,9 @@ pub struct SandboxRecord {
     pub labels: BTreeMap<String, String>,
     pub public: bool,
     pub auto_stop_minutes: u32,
+    /// 0 never.
+    #[serde(default)]
+    pub auto_pause_minutes: u32,
     pub auto_archive_minutes: u32,
     /// −1 never, 0 at stop.
     pub auto_delete_minutes: i32,
@@ -152,7 +155,7 @@ pub enum RegionCommand {
         node_id: NodeId,
     },
     /// Applied again (whatever has become of it since, and wherever it was placed) when the id exists with the same
-    /// organization, name, spec and preview token.
+    /// organization, name, preview token and spec (egress aside, which may have been changed since).
     CreateSandbox {
         sandbox_id: SandboxId,
         sandbox: Box<NewSandbox>,
@@ -168,7 +171,7 @@ pub enum RegionCommand {
     /// A new wish is under way at once: the phase becomes Starting or Stopping, unless nobody has started the sandbox
     /// (Pending) or nobody knows of it (Lost). The same wish again is a new one only when the last came to nothing
     /// (`Running` of what has failed or stopped by itself). `Deleted` is final: it frees the name and revokes the tokens
-    /// at once. `Stopped` of an ephemeral sandbox (`auto_delete_minutes` 0) is `Deleted`.
+    /// at once. `Stopped` of an ephemeral sandbox (`auto_delete_minutes` 0) is `Deleted`. `Paused` is only for what runs.
     /// A proposer that repeats a delete reads `NotFound` as done.
     SetDesired {
         sandbox_id: SandboxId,
@@ -185,6 +188,12 @@ pub enum RegionCommand {
         placement: Placement,
         desired_version: u64,
         phase: Phase,
+        now_ms: u64,
+    },
+    /// What the sandbox may reach from now on.
+    SetEgress {
+        sandbox_id: SandboxId,
+        egress: Egress,
         now_ms: u64,
     },
     /// The owner has removed everything of a sandbox that is to be deleted: the record goes. Applied when it is gone.
@@ -251,6 +260,8 @@ pub struct NewSandbox {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intervals {
     pub auto_stop_minutes: u32,
+    #[serde(default)]
+    pub auto_pause_minutes: u32,
     pub auto_archive_minutes: u32,
     pub auto_delete_minutes: i32,
 }
@@ -292,6 +303,12 @@ pub enum RegionRejection {
     NotReportable,
     #[error("{sandboxes} sandboxes are placed on the node")]
     NodeInUse { sandboxes: u64 },
+    /// Only what runs can be paused.
+    #[error("the sandbox is not running")]
+    NotRunning,
+    /// It is on its way from one phase to another.
+    #[error("sandbox state change in progress")]
+    InTransition,
     /// Another sandbox or port has this token.
     #[error("the token is taken")]
     TokenTaken,

@@ -82,6 +82,8 @@ impl ControlPlane {
             | Verb::Start { sandbox }
             | Verb::Stop { sandbox, .. }
             | Verb::Delete { sandbox }
+            | Verb::Pause { sandbox }
+            | Verb::SetEgress { sandbox, .. }
             | Verb::SetLabels { sandbox, .. }
             | Verb::SetPublic { sandbox, .. }
             | Verb::SetIntervals { sandbox, .. }

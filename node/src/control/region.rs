@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_api::access::{Caller, Credential, Target, authorize};
+use atoll_api::egress::Change;
 use atoll_api::ids::{RegionName, RequestId, SandboxId};
 use atoll_api::rest::SandboxState;
-use atoll_api::sandbox::{Desired, Egress, Phase, Resources, SandboxSpec};
+use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
 use atoll_certs::seal::ClusterSecret;
 use atoll_consensus::group::{ClusterGroup, GroupError, RegionGroup};
@@ -67,6 +68,11 @@ impl RegionVerbs {
             Verb::Start { sandbox } => self.start(caller, sandbox).await,
             Verb::Stop { sandbox, force: _ } => self.stop(caller, sandbox).await,
             Verb::Delete { sandbox } => self.delete(caller, sandbox).await,
+            Verb::Pause { sandbox } => self.pause(caller, sandbox).await,
+            Verb::SetEgress { sandbox, block_all, networks, domains } => {
+                let change = Change { block_all, networks: networks.as_deref(), domains: domains.as_deref() };
+                self.set_egress(caller, sandbox, &change).await
+            }
             Verb::SetLabels { sandbox, labels } => {
                 self.change(caller, sandbox, |sandbox_id, _| RegionCommand::SetLabels {
                     sandbox_id,
@@ -155,6 +161,7 @@ impl RegionVerbs {
             public: create.public,
             intervals: Intervals {
                 auto_stop_minutes: create.auto_stop_minutes.unwrap_or(AUTO_STOP_MINUTES),
+                auto_pause_minutes: create.auto_pause_minutes.unwrap_or(0),
                 auto_archive_minutes: create.auto_archive_minutes.unwrap_or(AUTO_ARCHIVE_MINUTES),
                 auto_delete_minutes: create.auto_delete_minutes.unwrap_or(-1),
             },
@@ -237,6 +244,33 @@ impl RegionVerbs {
             .await?;
         // An ephemeral sandbox is gone once it is stopped: the caller sees it as it was, deleted.
         Ok(answer(settled.unwrap_or_else(|| deleted(view))))
+    }
+
+    async fn pause(&self, caller: &Caller, sandbox: SandboxReference) -> Result<VerbAnswer, VerbError> {
+        let view = self.found_to_change(caller, &sandbox).await?;
+        self.wish(view.sandbox_id, Desired::Paused).await?;
+        let settled = self
+            .settled(view.sandbox_id, STOP_DEADLINE, |record| {
+                // Somebody may resume it before we have looked.
+                record.desired != Desired::Paused
+                    || matches!(record.phase, Phase::Paused | Phase::Failed { .. } | Phase::Lost)
+            })
+            .await?;
+        settled.map(answer).ok_or_else(|| not_found(&sandbox))
+    }
+
+    /// What is left out is said again, so it must be the newest.
+    async fn set_egress(
+        &self,
+        caller: &Caller,
+        sandbox: SandboxReference,
+        change: &Change<'_>,
+    ) -> Result<VerbAnswer, VerbError> {
+        let view = self.found(caller, &sandbox).await?;
+        let sandbox_id = view.sandbox_id;
+        let egress = change.applied_to(&view.record.spec.egress).map_err(bad_request)?;
+        self.propose(RegionCommand::SetEgress { sandbox_id, egress, now_ms: now_ms() }).await?;
+        self.find(caller, &sandbox_id.into()).map(answer)
     }
 
     async fn delete(&self, caller: &Caller, sandbox: SandboxReference) -> Result<VerbAnswer, VerbError> {
@@ -484,7 +518,7 @@ fn spec_of(create: &CreateSandbox, snapshot_name: String, snapshot: SnapshotReco
             memory_gib: create.memory_gib.unwrap_or(default.memory_gib),
             disk_gib: create.disk_gib.unwrap_or(default.disk_gib),
         },
-        egress: Egress { block_all: create.network_block_all, ..Egress::default() },
+        egress: create.egress.clone(),
         allow_sudo: snapshot.allow_sudo,
     }
 }
@@ -492,11 +526,13 @@ fn spec_of(create: &CreateSandbox, snapshot_name: String, snapshot: SnapshotReco
 fn changed_intervals(record: &SandboxRecord, change: IntervalChange) -> Intervals {
     let mut intervals = Intervals {
         auto_stop_minutes: record.auto_stop_minutes,
+        auto_pause_minutes: record.auto_pause_minutes,
         auto_archive_minutes: record.auto_archive_minutes,
         auto_delete_minutes: record.auto_delete_minutes,
     };
     match change {
         IntervalChange::Stop(minutes) => intervals.auto_stop_minutes = minutes,
+        IntervalChange::Pause(minutes) => intervals.auto_pause_minutes = minutes,
         IntervalChange::Archive(minutes) => intervals.auto_archive_minutes = minutes,
         IntervalChange::Delete(minutes) => intervals.auto_delete_minutes = minutes,
     }
@@ -538,6 +574,8 @@ fn rejected(rejection: RegionRejection) -> VerbError {
         RegionRejection::NameTaken(_) | RegionRejection::Deleting | RegionRejection::TooManyTokens(_) => {
             VerbError::Conflict(message)
         }
+        RegionRejection::NotRunning => VerbError::BadRequest(message),
+        RegionRejection::InTransition => VerbError::Conflict(message),
         RegionRejection::NoRoom | RegionRejection::NodeNotReady => VerbError::NoRoom(message),
         other => VerbError::Internal(other.to_string()),
     }

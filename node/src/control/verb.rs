@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use atoll_api::access::Caller;
 use atoll_api::ids::{NodeId, RegionName, RequestId, SandboxId};
+use atoll_api::sandbox::Egress;
 use atoll_consensus::group::GroupStatus;
 use atoll_consensus::state::cluster::{NodeRecord, SnapshotRecord};
 use atoll_consensus::state::region::{NodeHealth, SandboxRecord};
@@ -58,6 +59,17 @@ pub enum Verb {
     },
     Delete {
         sandbox: SandboxReference,
+    },
+    /// Only of one that runs. `Start` resumes it.
+    Pause {
+        sandbox: SandboxReference,
+    },
+    /// What it may reach; `None` leaves as it is. See [`atoll_api::egress::Change`].
+    SetEgress {
+        sandbox: SandboxReference,
+        block_all: Option<bool>,
+        networks: Option<String>,
+        domains: Option<String>,
     },
     SetLabels {
         sandbox: SandboxReference,
@@ -133,13 +145,16 @@ pub struct CreateSandbox {
     pub env: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
     pub public: bool,
-    pub network_block_all: bool,
+    #[serde(default)]
+    pub egress: Egress,
     /// Region's name; `None`: the region of the node that was asked.
     pub target: Option<RegionName>,
     pub cpu: Option<u32>,
     pub memory_gib: Option<u32>,
     pub disk_gib: Option<u32>,
     pub auto_stop_minutes: Option<u32>,
+    #[serde(default)]
+    pub auto_pause_minutes: Option<u32>,
     pub auto_archive_minutes: Option<u32>,
     pub auto_delete_minutes: Option<i32>,
 }
@@ -162,10 +177,11 @@ pub struct ListSandboxes {
     pub regions: Vec<RegionName>,
 }
 
+/// In minutes: how long a sandbox is idle before it is stopped or paused, stopped before it is archived or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-/// In minutes: how long a sandbox is idle before it is stopped, stopped before it is archived or deleted.
 pub enum IntervalChange {
     Stop(u32),
+    Pause(u32),
     Archive(u32),
     Delete(i32),
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use atoll_api::egress;
 use atoll_api::rest::CreateSandbox as Asked;
+use atoll_api::sandbox::Egress;
 
 use super::errors::ApiError;
 use super::input::{NAME_CHARS_MAX, within};
@@ -40,6 +42,7 @@ pub(super) fn parse(asked: Asked) -> Result<CreateSandbox, ApiError> {
         memory,
         disk,
         auto_stop_interval,
+        auto_pause_interval,
         auto_archive_interval,
         auto_delete_interval,
         queue_timeout,
@@ -59,10 +62,13 @@ pub(super) fn parse(asked: Asked) -> Result<CreateSandbox, ApiError> {
         env: environment(env.unwrap_or_default())?,
         labels: self::labels(labels.unwrap_or_default())?,
         public: public.unwrap_or_default(),
-        // A list that is there and empty allows nothing.
-        network_block_all: network_block_all.unwrap_or_default()
-            || network_allow_list.is_some()
-            || domain_allow_list.is_some(),
+        egress: egress::Change {
+            block_all: network_block_all,
+            networks: network_allow_list.as_deref(),
+            domains: domain_allow_list.as_deref(),
+        }
+        .applied_to(&Egress::default())
+        .map_err(|error| ApiError::Invalid(error.to_string()))?,
         target: given(target)
             .map(|region| region.parse().map_err(|error| ApiError::Invalid(format!("target: {error}"))))
             .transpose()?,
@@ -70,6 +76,7 @@ pub(super) fn parse(asked: Asked) -> Result<CreateSandbox, ApiError> {
         memory_gib: resource("memory", memory, MEMORY_GIB_MAX)?,
         disk_gib: resource("disk", disk, DISK_GIB_MAX)?,
         auto_stop_minutes: auto_stop_interval.map(auto_stop).transpose()?,
+        auto_pause_minutes: auto_pause_interval.map(auto_pause).transpose()?,
         auto_archive_minutes: auto_archive_interval.map(auto_archive).transpose()?,
         auto_delete_minutes: auto_delete_interval.map(auto_delete).transpose()?,
     })
@@ -89,11 +96,8 @@ fn refuse_unsupported(asked: &Asked) -> Result<(), ApiError> {
         ("gpu", not_zero(asked.gpu)),
         ("gpuType", gpu_type),
         ("spot", asked.spot == Some(true)),
-        ("networkAllowList", not_empty(&asked.network_allow_list)),
-        ("domainAllowList", not_empty(&asked.domain_allow_list)),
         ("outboundProxyUrl", not_empty(&asked.outbound_proxy_url)),
         ("otelEndpointOverride", not_empty(&asked.otel_endpoint_override)),
-        ("autoPauseInterval", not_zero(asked.auto_pause_interval)),
         ("ttlMinutes", not_zero(asked.ttl_minutes)),
         ("volumes", asked.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty())),
         ("buildInfo", asked.build_info.is_some()),
@@ -197,6 +201,12 @@ pub(super) fn auto_stop(minutes: i64) -> Result<u32, ApiError> {
     Ok(u32::try_from(minutes).expect("the range is below 2^32"))
 }
 
+/// 0: never.
+pub(super) fn auto_pause(minutes: i64) -> Result<u32, ApiError> {
+    let minutes = within("autoPauseInterval", minutes, 0..=INTERVAL_MINUTES_MAX)?;
+    Ok(u32::try_from(minutes).expect("the range is below 2^32"))
+}
+
 /// 0: as late as can be.
 pub(super) fn auto_archive(minutes: i64) -> Result<u32, ApiError> {
     match within("autoArchiveInterval", minutes, 0..=i64::from(AUTO_ARCHIVE_MINUTES_MAX))? {
@@ -223,7 +233,7 @@ mod tests {
     #[test]
     fn what_sdks_send_is_understood() {
         let body = json!({"name": "a.b_c-1", "env": {"A": "b"}, "labels": {"code-toolbox-language": "python"},
-            "autoStopInterval": 30, "autoArchiveInterval": 0, "autoDeleteInterval": -5, "volumes": [],
+            "autoStopInterval": 30, "autoPauseInterval": 7, "autoArchiveInterval": 0, "autoDeleteInterval": -5, "volumes": [],
             "cpu": 2, "memory": 4, "disk": 10, "target": "eu", "user": "daytona", "snapshot": "base",
             "public": true, "networkBlockAll": true});
 
@@ -238,12 +248,13 @@ mod tests {
                 env: [("A".into(), "b".into())].into(),
                 labels: [("code-toolbox-language".into(), "python".into())].into(),
                 public: true,
-                network_block_all: true,
+                egress: Egress { block_all: true, ..Egress::default() },
                 target: Some("eu".parse().unwrap()),
                 cpu: Some(2),
                 memory_gib: Some(4),
                 disk_gib: Some(10),
                 auto_stop_minutes: Some(30),
+                auto_pause_minutes: Some(7),
                 auto_archive_minutes: Some(43_200),
                 auto_delete_minutes: Some(-1),
             }
@@ -254,7 +265,7 @@ mod tests {
     fn empty_values_are_as_good_as_none() {
         let body = json!({"name": "", "snapshot": "", "user": "", "target": "", "env": null, "labels": {}, "gpu": 0,
             "gpuType": [], "kvm": false, "spot": false, "volumes": [], "secrets": [], "linkedSandbox": "",
-            "buildInfo": null, "autoPauseInterval": 0, "ttlMinutes": 0, "queueTimeout": 5, "outboundProxyUrl": ""});
+            "buildInfo": null, "ttlMinutes": 0, "queueTimeout": 5, "outboundProxyUrl": ""});
 
         assert_eq!(parsed(body).unwrap(), CreateSandbox::default());
     }
@@ -262,8 +273,19 @@ mod tests {
     #[test]
     fn an_empty_list_of_what_is_allowed_allows_nothing() {
         for body in [json!({"networkAllowList": ""}), json!({"domainAllowList": ""})] {
-            assert!(parsed(body).unwrap().network_block_all);
+            assert!(parsed(body).unwrap().egress.block_all);
         }
+    }
+
+    #[test]
+    fn whom_a_sandbox_may_reach_is_read_into_its_normal_form() {
+        let body = json!({"networkAllowList": "10.0.0.1/8, 192.0.2.0/24", "domainAllowList": "A.example"});
+        let expected = Egress {
+            block_all: false,
+            cidrs: vec!["10.0.0.0/8".into(), "192.0.2.0/24".into()],
+            domains: vec!["a.example".into()],
+        };
+        assert_eq!(parsed(body).unwrap().egress, expected);
     }
 
     #[test]
@@ -273,11 +295,8 @@ mod tests {
             ("gpu", json!(1)),
             ("gpuType", json!(["H100"])),
             ("spot", json!(true)),
-            ("networkAllowList", json!("10.0.0.0/8")),
-            ("domainAllowList", json!("a.example")),
             ("outboundProxyUrl", json!("http://p")),
             ("otelEndpointOverride", json!("http://p")),
-            ("autoPauseInterval", json!(5)),
             ("ttlMinutes", json!(5)),
             ("volumes", json!([{"volumeId": "v", "mountPath": "/v"}])),
             ("buildInfo", json!({"dockerfileContent": "FROM a\n"})),
@@ -322,6 +341,9 @@ mod tests {
             (json!({"labels": many}), "labels"),
             (json!({"autoStopInterval": -1}), "autoStopInterval"),
             (json!({"autoStopInterval": 525_601}), "autoStopInterval"),
+            (json!({"autoPauseInterval": -1}), "autoPauseInterval"),
+            (json!({"networkAllowList": "::/0"}), "networkAllowList"),
+            (json!({"domainAllowList": "10.0.0.1"}), "domainAllowList"),
             (json!({"autoArchiveInterval": 43_201}), "autoArchiveInterval"),
             (json!({"autoDeleteInterval": 525_601}), "autoDeleteInterval"),
             (json!({"queueTimeout": 0}), "queueTimeout"),

@@ -38,7 +38,7 @@ pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
             Some(true),
         ),
         Phase::Failed { reason } => (Some(reason.clone()), Some(false)),
-        Phase::Pending | Phase::Starting | Phase::Running | Phase::Stopping | Phase::Stopped => (None, None),
+        _ => (None, None),
     };
     Sandbox {
         id: sandbox_id,
@@ -50,6 +50,8 @@ pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
         labels: record.labels,
         public: record.public,
         network_block_all: record.spec.egress.block_all,
+        network_allow_list: listed(&record.spec.egress.cidrs),
+        domain_allow_list: listed(&record.spec.egress.domains),
         kvm: false,
         target: region.as_str().to_owned(),
         cpu: record.spec.resources.cpu,
@@ -62,6 +64,7 @@ pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
         recoverable,
         backup_state: "None".to_owned(),
         auto_stop_interval: record.auto_stop_minutes,
+        auto_pause_interval: record.auto_pause_minutes,
         auto_archive_interval: record.auto_archive_minutes,
         auto_delete_interval: record.auto_delete_minutes,
         created_at: Timestamp(record.created_at_ms),
@@ -71,6 +74,10 @@ pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
         runner_id: record.placement.node_id.to_string(),
         toolbox_proxy_url: door.toolbox(),
     }
+}
+
+fn listed(entries: &[String]) -> Option<String> {
+    (!entries.is_empty()).then(|| entries.join(","))
 }
 
 pub(super) fn snapshot(name: String, record: SnapshotRecord) -> SnapshotDto {

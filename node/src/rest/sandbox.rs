@@ -3,6 +3,7 @@
 use atoll_api::rest::{
     CreateSandbox, ErrorBody, ListSandboxesResponse, PortPreviewUrl, Sandbox, SandboxLabels, SandboxState,
     SignedPortPreviewUrl, SshAccessDto, SshAccessValidationDto, Timestamp, ToolboxProxyUrl,
+    UpdateSandboxNetworkSettings,
 };
 use axum::Json;
 use axum::extract::State;
@@ -166,6 +167,39 @@ pub(super) async fn stop(
     change(&visitor, Verb::Stop { sandbox: path.sandbox()?, force }).await
 }
 
+/// Freezes a running sandbox and answers when no process of it runs any more. What is in memory stays; a start goes on
+/// from there.
+#[utoipa::path(
+    post, path = "/sandbox/{sandboxIdOrName}/pause", operation_id = "pauseSandbox", tag = "sandbox", security(("bearer" = [])),
+    params(("sandboxIdOrName" = String, Path)),
+    responses((status = 200, body = Sandbox), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+pub(super) async fn pause(visitor: Visitor, path: Segments) -> Result<Json<Sandbox>, ApiError> {
+    change(&visitor, Verb::Pause { sandbox: path.sandbox()? }).await
+}
+
+/// Changes what a sandbox may reach, also while it runs.
+#[utoipa::path(
+    post, path = "/sandbox/{sandboxIdOrName}/network-settings", operation_id = "updateNetworkSettings", tag = "sandbox", security(("bearer" = [])),
+    params(("sandboxIdOrName" = String, Path)),
+    request_body = UpdateSandboxNetworkSettings,
+    responses((status = 200, body = Sandbox), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+pub(super) async fn update_network_settings(
+    visitor: Visitor,
+    path: Segments,
+    Body(asked): Body<UpdateSandboxNetworkSettings>,
+) -> Result<Json<Sandbox>, ApiError> {
+    let UpdateSandboxNetworkSettings { network_block_all, network_allow_list, domain_allow_list } = asked;
+    let verb = Verb::SetEgress {
+        sandbox: path.sandbox()?,
+        block_all: network_block_all,
+        networks: network_allow_list,
+        domains: domain_allow_list,
+    };
+    change(&visitor, verb).await
+}
+
 /// Replaces all labels.
 #[utoipa::path(
     put, path = "/sandbox/{sandboxIdOrName}/labels", operation_id = "replaceLabels", tag = "sandbox", security(("bearer" = [])),
@@ -203,6 +237,17 @@ pub(super) async fn set_public(visitor: Visitor, path: Segments) -> Result<Json<
 pub(super) async fn set_auto_stop(visitor: Visitor, path: Segments) -> Result<Json<Sandbox>, ApiError> {
     let minutes = create::auto_stop(path.number("interval", WHOLE)?)?;
     set_interval(&visitor, &path, IntervalChange::Stop(minutes)).await
+}
+
+/// Sets after how many idle minutes a sandbox is paused; 0: never.
+#[utoipa::path(
+    post, path = "/sandbox/{sandboxIdOrName}/autopause/{interval}", operation_id = "setAutoPauseInterval", tag = "sandbox", security(("bearer" = [])),
+    params(("sandboxIdOrName" = String, Path), ("interval" = i64, Path)),
+    responses((status = 200, body = Sandbox), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+pub(super) async fn set_auto_pause(visitor: Visitor, path: Segments) -> Result<Json<Sandbox>, ApiError> {
+    let minutes = create::auto_pause(path.number("interval", WHOLE)?)?;
+    set_interval(&visitor, &path, IntervalChange::Pause(minutes)).await
 }
 
 /// Sets after how many stopped minutes a sandbox is archived; 0: the longest there is.

@@ -74,6 +74,7 @@ fn view() -> SandboxView {
             labels: [("code-toolbox-language".into(), "python".into())].into(),
             public: false,
             auto_stop_minutes: 15,
+            auto_pause_minutes: 0,
             auto_archive_minutes: 10_080,
             auto_delete_minutes: -1,
             preview_token_hash: TokenHash::of("x"),
@@ -142,12 +143,17 @@ fn healthy(verb: &Verb) -> Result<VerbAnswer, VerbError> {
             record.phase = Phase::Stopped;
         }),
         Verb::Delete { .. } => sandbox(&|record| record.desired = Desired::Deleted),
+        Verb::Pause { .. } => sandbox(&|record| {
+            record.desired = Desired::Paused;
+            record.phase = Phase::Paused;
+        }),
         Verb::SetLabels { labels, .. } => sandbox(&|record| record.labels = labels.clone()),
         Verb::SetPublic { public, .. } => sandbox(&|record| record.public = *public),
         Verb::Create(_)
         | Verb::Get { .. }
         | Verb::Start { .. }
         | Verb::SetIntervals { .. }
+        | Verb::SetEgress { .. }
         | Verb::RevokeSsh { .. } => sandbox(&|_| {}),
         Verb::List(_) => Ok(VerbAnswer::Page(SandboxPage {
             items: vec![view()],
@@ -415,10 +421,14 @@ async fn every_route_asks_its_verb_and_answers_in_the_documented_shape() {
         ("POST", format!("/api/sandbox/{NAME}/start"), Value::Null, 200, Some(Verb::Start { sandbox: named() }), "Sandbox"),
         ("POST", format!("/api/sandbox/{NAME}/stop"), Value::Null, 200, Some(Verb::Stop { sandbox: named(), force: false }), "Sandbox"),
         ("POST", format!("/api/sandbox/{NAME}/stop?force=true"), Value::Null, 200, Some(Verb::Stop { sandbox: named(), force: true }), "Sandbox"),
+        ("POST", format!("/api/sandbox/{NAME}/pause"), Value::Null, 200, Some(Verb::Pause { sandbox: named() }), "Sandbox"),
+        ("POST", format!("/api/sandbox/{NAME}/network-settings"), json!({"networkBlockAll": false, "networkAllowList": "10.0.0.0/8", "domainAllowList": null}), 200,
+            Some(Verb::SetEgress { sandbox: named(), block_all: Some(false), networks: Some("10.0.0.0/8".into()), domains: None }), "Sandbox"),
         ("PUT", format!("/api/sandbox/{NAME}/labels"), json!({"labels": {"x": "y"}}), 200,
             Some(Verb::SetLabels { sandbox: named(), labels: [("x".into(), "y".into())].into() }), "SandboxLabels"),
         ("POST", format!("/api/sandbox/{NAME}/public/true"), Value::Null, 200, Some(Verb::SetPublic { sandbox: named(), public: true }), "Sandbox"),
         ("POST", format!("/api/sandbox/{NAME}/autostop/5"), Value::Null, 200, interval(IntervalChange::Stop(5)), "Sandbox"),
+        ("POST", format!("/api/sandbox/{NAME}/autopause/5"), Value::Null, 200, interval(IntervalChange::Pause(5)), "Sandbox"),
         ("POST", format!("/api/sandbox/{NAME}/autoarchive/0"), Value::Null, 200, interval(IntervalChange::Archive(43_200)), "Sandbox"),
         ("POST", format!("/api/sandbox/{NAME}/autodelete/-9"), Value::Null, 200, interval(IntervalChange::Delete(-1)), "Sandbox"),
         ("POST", format!("/api/sandbox/{id}/last-activity"), json!({"lastActivityAt": "2026-01-01T00:00:00Z"}), 201, Some(Verb::Touch { sandbox: by_id() }), ""),
@@ -822,7 +832,7 @@ async fn a_sandbox_is_shown_as_it_is() {
         "id": sandbox_id(), "organizationId": organization_id(), "name": "box", "snapshot": "base", "user": "daytona",
         "env": {"A": "b"}, "labels": {"code-toolbox-language": "python"}, "public": false, "networkBlockAll": false,
         "kvm": false, "target": "eu", "cpu": 1, "gpu": 0, "memory": 2, "disk": 3, "state": "started",
-        "desiredState": "started", "backupState": "None", "autoStopInterval": 15, "autoArchiveInterval": 10080,
+        "desiredState": "started", "backupState": "None", "autoStopInterval": 15, "autoPauseInterval": 0, "autoArchiveInterval": 10080,
         "autoDeleteInterval": -1, "createdAt": "2023-11-14T22:13:20.000Z", "updatedAt": "2023-11-14T22:13:20.001Z",
         "lastActivityAt": "2023-11-14T22:13:20.002Z", "sandboxClass": "container", "runnerId": "0000000000000005",
         "toolboxProxyUrl": "http://127.0.0.1:9100/toolbox",

@@ -5,6 +5,9 @@ use atoll_api::sandbox::Resources;
 
 use super::*;
 
+mod pausing;
+mod reaching;
+
 struct World {
     core: Reconciler,
     now: Instant,
@@ -270,9 +273,9 @@ fn a_launch_that_a_restart_of_the_node_cut_off_goes_on() {
     for phase in [Phase::Pending, Phase::Starting, Phase::Stopped] {
         let mut world = World::finding(vec![found(1, 1, FoundState::Stopped { exit_code: None })]);
 
-        world.wanted(1, 1, Desired::Running, phase);
+        world.wanted(1, 1, Desired::Running, phase).ok(1);
 
-        assert_eq!(world.operations(), ["Start g1"]);
+        assert_eq!(world.operations(), ["SetEgress g1", "Start g1"]);
     }
 }
 

@@ -7,7 +7,7 @@ use atoll_api::access::Target;
 use atoll_api::ids::Generation;
 use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
 use atoll_runner::fake::{FakeDaemon, FakeRuntime, FakeVerb, Fault};
-use atoll_runner::{Exit, RunnerConfig, RunnerDialError, RuntimeError};
+use atoll_runner::{Exit, ReportKind, RunnerConfig, RunnerDialError, RuntimeError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::through;
@@ -235,6 +235,43 @@ async fn a_restarted_runner_adopts_without_a_restart() {
     assert_eq!(fake.calls(FakeVerb::Start), 1);
     fake.end(incarnation(1, 1), exit(1));
     second.until_failed(1).await;
+}
+
+#[tokio::test]
+async fn a_paused_sandbox_stays_so_over_a_restart_of_the_runner_and_goes_on_when_resumed() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut first = world(&fake, &folder).await;
+    first.place(1, a_spec());
+    first.until_running(1).await;
+    first.wish(1, Desired::Paused);
+    first.until(1, |kind| *kind == ReportKind::Phase(Phase::Paused)).await;
+    let dialled = first.runner.dial(sandbox(1), Generation(1), Target::Daemon).await.map(drop);
+    assert_eq!(dialled, Err(RunnerDialError::NotRunning));
+    first.runner.shutdown().await;
+
+    let mut second = world(&fake, &folder).await;
+    second.place_as(1, 1, a_spec(), Desired::Paused, Phase::Paused);
+    second.wish(1, Desired::Running);
+    second.until_running(1).await;
+
+    second.runner.dial(sandbox(1), Generation(1), Target::Daemon).await.unwrap();
+    assert_eq!((fake.calls(FakeVerb::Start), fake.calls(FakeVerb::Resume)), (1, 1));
+}
+
+#[tokio::test]
+async fn what_a_running_sandbox_may_reach_is_changed_without_a_restart() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    world.place(1, a_spec());
+    world.until_running(1).await;
+
+    let mut spec = a_spec();
+    spec.egress.cidrs = vec!["10.0.0.0/8".into()];
+    world.wanted.get_mut(&1).unwrap().spec = spec.clone().into();
+    world.tell();
+
+    eventually("the runtime holds it", async || fake.spec(incarnation(1, 1)) == Some(spec.clone())).await;
+    assert_eq!(fake.calls(FakeVerb::Start), 1);
 }
 
 #[tokio::test]

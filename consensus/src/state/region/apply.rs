@@ -2,7 +2,7 @@
 //! be said twice. It makes no policy: a proposal that does not fit is rejected, and the proposer looks again.
 
 use atoll_api::ids::{Generation, NodeId, RegionOrdinal, SandboxId};
-use atoll_api::sandbox::{Desired, Phase, Placement, Resources};
+use atoll_api::sandbox::{Desired, Phase, Placement, Resources, SandboxSpec};
 use atoll_api::tokens::TokenHash;
 
 use super::index::{Expiring, NodeUsage};
@@ -39,6 +39,9 @@ impl RegionState {
             SetDesired { sandbox_id, desired, now_ms } => self.set_desired(sandbox_id, desired, now_ms),
             ReportPhase { sandbox_id, placement, desired_version, phase, now_ms } => {
                 self.report_phase(sandbox_id, placement, desired_version, phase, now_ms)
+            }
+            SetEgress { sandbox_id, egress, now_ms } => {
+                self.set_setting(sandbox_id, now_ms, |record| record.spec.egress = egress)
             }
             ReportDeleted { sandbox_id, placement } => self.report_deleted(sandbox_id, placement),
             SetLabels { sandbox_id, labels, now_ms } => {
@@ -111,7 +114,13 @@ impl RegionState {
         for sandbox_id in sandbox_ids.into_iter().flatten() {
             let Some(record) = self.sandboxes.get_mut(sandbox_id) else { continue };
             match record.phase {
-                Phase::Starting | Phase::Running | Phase::Stopping | Phase::Stopped => {
+                Phase::Starting
+                | Phase::Running
+                | Phase::Stopping
+                | Phase::Stopped
+                | Phase::Pausing
+                | Phase::Paused
+                | Phase::Resuming => {
                     record.phase = Phase::Lost;
                     record.touch(now_ms);
                 }
@@ -144,7 +153,7 @@ impl RegionState {
         if let Some(record) = self.sandboxes.get(&sandbox_id) {
             let said_again = record.organization_id == sandbox.organization_id
                 && record.name == sandbox.name
-                && record.spec == sandbox.spec
+                && is_same_but_egress(&record.spec, &sandbox.spec)
                 && record.preview_token_hash == sandbox.preview_token_hash;
             return if said_again { Ok(()) } else { Err(RegionRejection::IdTaken) };
         }
@@ -175,6 +184,7 @@ impl RegionState {
             labels,
             public,
             auto_stop_minutes: intervals.auto_stop_minutes,
+            auto_pause_minutes: intervals.auto_pause_minutes,
             auto_archive_minutes: intervals.auto_archive_minutes,
             auto_delete_minutes: intervals.auto_delete_minutes,
             preview_token_hash,
@@ -238,9 +248,10 @@ impl RegionState {
                 let own = NodeUsage::of(record.spec.resources, record.desired);
                 self.judge_return(record.placement.node_id, record.spec.resources, own)?;
             }
+            Desired::Paused => judge_pause(record)?,
             Desired::Stopped => {}
         }
-        let under_way = if desired == Desired::Running { Phase::Starting } else { Phase::Stopping };
+        let under_way = under_way(desired, &record.phase);
         self.revise(sandbox_id, |record| {
             record.desired = desired;
             record.desired_version = record.desired_version.saturating_add(1);
@@ -272,7 +283,14 @@ impl RegionState {
         }
         match phase {
             Phase::Pending | Phase::Lost => return Err(RegionRejection::NotReportable),
-            Phase::Starting | Phase::Running | Phase::Stopping | Phase::Stopped | Phase::Failed { .. } => {}
+            Phase::Starting
+            | Phase::Running
+            | Phase::Stopping
+            | Phase::Stopped
+            | Phase::Pausing
+            | Phase::Paused
+            | Phase::Resuming
+            | Phase::Failed { .. } => {}
         }
         if record.phase != phase {
             record.phase = phase;
@@ -502,8 +520,10 @@ impl SandboxRecord {
     }
 
     fn set_intervals(&mut self, intervals: Intervals) {
-        let Intervals { auto_stop_minutes, auto_archive_minutes, auto_delete_minutes } = intervals;
+        let Intervals { auto_stop_minutes, auto_pause_minutes, auto_archive_minutes, auto_delete_minutes } =
+            intervals;
         self.auto_stop_minutes = auto_stop_minutes;
+        self.auto_pause_minutes = auto_pause_minutes;
         self.auto_archive_minutes = auto_archive_minutes;
         self.auto_delete_minutes = auto_delete_minutes;
     }
@@ -517,8 +537,46 @@ impl SandboxRecord {
 /// The wish was granted once and holds no longer, or it failed: saying it again asks for another try.
 fn came_to_nothing(desired: Desired, phase: &Phase) -> bool {
     match desired {
-        Desired::Running => matches!(phase, Phase::Stopping | Phase::Stopped | Phase::Failed { .. }),
-        Desired::Stopped => matches!(phase, Phase::Starting | Phase::Running | Phase::Failed { .. }),
+        Desired::Running => matches!(
+            phase,
+            Phase::Stopping | Phase::Stopped | Phase::Pausing | Phase::Paused | Phase::Failed { .. }
+        ),
+        Desired::Stopped => matches!(
+            phase,
+            Phase::Starting
+                | Phase::Running
+                | Phase::Pausing
+                | Phase::Paused
+                | Phase::Resuming
+                | Phase::Failed { .. }
+        ),
+        Desired::Paused => matches!(phase, Phase::Running),
         Desired::Deleted => false,
     }
+}
+
+/// The phase that shows at once that the wish was taken.
+fn under_way(desired: Desired, phase: &Phase) -> Phase {
+    match desired {
+        Desired::Running if matches!(phase, Phase::Pausing | Phase::Paused) => Phase::Resuming,
+        Desired::Running => Phase::Starting,
+        Desired::Paused => Phase::Pausing,
+        Desired::Stopped | Desired::Deleted => Phase::Stopping,
+    }
+}
+
+fn judge_pause(record: &SandboxRecord) -> Judged {
+    match record.phase {
+        Phase::Running => Ok(()),
+        Phase::Pending | Phase::Starting | Phase::Stopping | Phase::Pausing | Phase::Resuming => {
+            Err(RegionRejection::InTransition)
+        }
+        Phase::Stopped | Phase::Paused | Phase::Failed { .. } | Phase::Lost => {
+            Err(RegionRejection::NotRunning)
+        }
+    }
+}
+
+fn is_same_but_egress(one: &SandboxSpec, other: &SandboxSpec) -> bool {
+    *one == SandboxSpec { egress: one.egress.clone(), ..other.clone() }
 }

@@ -20,7 +20,8 @@ pub struct NodeUsage {
 }
 
 impl NodeUsage {
-    /// A running sandbox takes all it was promised, a stopped one only its disk and its place. One that is to be deleted
+    /// A running sandbox takes all it was promised, a paused one all but its CPUs, a stopped one only its disk and its
+    /// place. One that is to be deleted
     /// takes nothing, from the moment that this was decided: its limits are its own, so the little time until the owner has
     /// removed it hurts nobody.
     pub fn of(resources: Resources, desired: Desired) -> NodeUsage {
@@ -31,6 +32,7 @@ impl NodeUsage {
                 NodeUsage { cpu: u64::from(cpu), memory_gib: u64::from(memory_gib), ..stopped }
             }
             Desired::Stopped => stopped,
+            Desired::Paused => NodeUsage { memory_gib: u64::from(memory_gib), ..stopped },
             Desired::Deleted => NodeUsage::default(),
         }
     }

@@ -22,7 +22,7 @@ impl RegionState {
             assert!(!self.tombstones.contains_key(sandbox_id), "{sandbox_id} is here, so not gone");
             let holder = self.names.get(&record.organization_id).and_then(|names| names.get(&record.name));
             match record.desired {
-                Desired::Running | Desired::Stopped => {
+                Desired::Running | Desired::Stopped | Desired::Paused => {
                     assert_eq!(holder, Some(sandbox_id), "{sandbox_id} holds its name {:?}", record.name);
                 }
                 Desired::Deleted => {

@@ -286,7 +286,12 @@ fn a_delete_frees_name_room_and_tokens_at_once() {
 fn nothing_brings_a_doomed_sandbox_back() {
     let mut world = World::with_nodes(2).doomed(1, 1);
     let sandbox_id = sandbox_id(1);
-    let intervals = Intervals { auto_stop_minutes: 1, auto_archive_minutes: 1, auto_delete_minutes: 1 };
+    let intervals = Intervals {
+        auto_stop_minutes: 1,
+        auto_pause_minutes: 0,
+        auto_archive_minutes: 1,
+        auto_delete_minutes: 1,
+    };
 
     for command in [
         world.wish(1, Desired::Running),
@@ -392,7 +397,12 @@ fn settings_replace_each_other_wholly() {
         labels: [(key.to_owned(), "1".to_owned())].into(),
         now_ms: NOW_MS + 9,
     };
-    let intervals = Intervals { auto_stop_minutes: 1, auto_archive_minutes: 2, auto_delete_minutes: 3 };
+    let intervals = Intervals {
+        auto_stop_minutes: 1,
+        auto_pause_minutes: 4,
+        auto_archive_minutes: 2,
+        auto_delete_minutes: 3,
+    };
 
     world.accept(set("a"));
     world.accept(set("b"));
@@ -406,4 +416,83 @@ fn settings_replace_each_other_wholly() {
     );
     assert_eq!(record.updated_at_ms, NOW_MS + 9, "an earlier clock does not turn time back");
     assert_eq!(record.desired_version, 1, "a setting is no wish");
+}
+
+#[test]
+fn only_what_runs_is_paused() {
+    let mut world = World::with_nodes(1).running(1, 1);
+
+    world.accept(world.wish(1, Desired::Paused));
+    assert_eq!(world.phase(1), &Phase::Pausing);
+    world.accept(world.report(1, Phase::Paused));
+    world.accept(world.wish(1, Desired::Paused));
+    assert_eq!(world.phase(1), &Phase::Paused);
+
+    World::with_nodes(1).pending(1, 1).refuse(world.wish(1, Desired::Paused), InTransition);
+    World::with_nodes(1).stopped(1, 1).refuse(world.wish(1, Desired::Paused), NotRunning);
+    let mut failed_one = World::with_nodes(1).running(1, 1);
+    failed_one.accept(failed_one.report(1, failed("out of memory")));
+    failed_one.refuse(world.wish(1, Desired::Paused), NotRunning);
+}
+
+#[test]
+fn a_paused_sandbox_keeps_its_memory_and_gives_up_its_cpus() {
+    let mut world = World::with_nodes(1).running(1, 1);
+
+    world.accept(world.wish(1, Desired::Paused));
+
+    assert_eq!(world.state.usage(NodeId(1)), NodeUsage { cpu: 0, memory_gib: 1, disk_gib: 3, sandboxes: 1 });
+}
+
+#[test]
+fn a_paused_sandbox_is_resumed_stopped_or_deleted() {
+    let paused = || {
+        let mut world = World::with_nodes(1).running(1, 1);
+        world.accept(world.wish(1, Desired::Paused));
+        world.accept(world.report(1, Phase::Paused));
+        world
+    };
+    for (desired, phase) in [
+        (Desired::Running, Phase::Resuming),
+        (Desired::Stopped, Phase::Stopping),
+        (Desired::Deleted, Phase::Paused),
+    ] {
+        let mut world = paused();
+        world.accept(world.wish(1, desired));
+        assert_eq!((world.record(1).desired, world.phase(1)), (desired, &phase));
+    }
+    let mut resumed = paused();
+    resumed.accept(resumed.wish(1, Desired::Running));
+    resumed.accept(resumed.report(1, Phase::Running));
+    assert_eq!(resumed.state.usage(NodeId(1)).cpu, 1);
+}
+
+#[test]
+fn a_paused_sandbox_whose_node_dies_is_lost_until_its_owner_reports_again() {
+    let mut world = World::with_nodes(1).running(1, 1);
+    world.accept(world.wish(1, Desired::Paused));
+    world.accept(world.report(1, Phase::Paused));
+
+    let mut world = world.health(1, NodeHealth::Down);
+    assert_eq!(world.phase(1), &Phase::Lost);
+
+    world.accept(world.report(1, Phase::Paused));
+    assert_eq!((world.record(1).desired, world.phase(1)), (Desired::Paused, &Phase::Paused));
+}
+
+#[test]
+fn what_a_sandbox_may_reach_changes_without_a_new_wish() {
+    let mut world = World::with_nodes(1).running(1, 1);
+    let egress = atoll_api::sandbox::Egress { block_all: true, ..Default::default() };
+    let set =
+        RegionCommand::SetEgress { sandbox_id: sandbox_id(1), egress: egress.clone(), now_ms: NOW_MS + 5 };
+
+    world.accept(set.clone());
+
+    assert_eq!(world.record(1).spec.egress, egress);
+    assert_eq!((world.record(1).desired_version, world.phase(1)), (1, &Phase::Running));
+    // A create that is said again still counts as the same.
+    world.accept(create(1, new_sandbox("s1", 1)));
+    World::with_nodes(1).doomed(1, 1).refuse(set.clone(), Deleting);
+    World::with_nodes(1).refuse(set, NotFound);
 }

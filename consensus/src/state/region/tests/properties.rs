@@ -45,7 +45,14 @@ fn any_command() -> impl Strategy<Value = RegionCommand> {
         (a_node(), 0..4u64)
             .prop_map(|(node_id, generation)| Placement { node_id, generation: Generation(generation) })
     };
-    let a_desired = || prop_oneof![Just(Desired::Running), Just(Desired::Stopped), Just(Desired::Deleted)];
+    let a_desired = || {
+        prop_oneof![
+            Just(Desired::Running),
+            Just(Desired::Stopped),
+            Just(Desired::Paused),
+            Just(Desired::Deleted)
+        ]
+    };
     let a_phase = || {
         prop_oneof![
             Just(Phase::Pending),
@@ -53,6 +60,9 @@ fn any_command() -> impl Strategy<Value = RegionCommand> {
             Just(Phase::Running),
             Just(Phase::Stopping),
             Just(Phase::Stopped),
+            Just(Phase::Pausing),
+            Just(Phase::Paused),
+            Just(Phase::Resuming),
             Just(failed("reason")),
             Just(Phase::Lost),
         ]
@@ -101,10 +111,14 @@ fn any_command() -> impl Strategy<Value = RegionCommand> {
             .prop_map(|(sandbox_id, placement)| ReportDeleted { sandbox_id, placement }),
         1 => (a_sandbox(), a_time())
             .prop_map(|(sandbox_id, now_ms)| SetLabels { sandbox_id, labels: Default::default(), now_ms }),
+        1 => (a_sandbox(), any::<bool>(), a_time()).prop_map(|(sandbox_id, block_all, now_ms)| {
+            let egress = atoll_api::sandbox::Egress { block_all, ..Default::default() };
+            SetEgress { sandbox_id, egress, now_ms }
+        }),
         1 => (a_sandbox(), any::<bool>(), a_time())
             .prop_map(|(sandbox_id, public, now_ms)| SetPublic { sandbox_id, public, now_ms }),
         1 => (a_sandbox(), -1..2i32, a_time()).prop_map(|(sandbox_id, auto_delete_minutes, now_ms)| {
-            let intervals = Intervals { auto_stop_minutes: 1, auto_archive_minutes: 1, auto_delete_minutes };
+            let intervals = Intervals { auto_stop_minutes: 1, auto_pause_minutes: 0, auto_archive_minutes: 1, auto_delete_minutes };
             SetIntervals { sandbox_id, intervals, now_ms }
         }),
         2 => (a_token(), a_sandbox(), a_time()).prop_map(|(token_hash, sandbox_id, expires_at_ms)| {

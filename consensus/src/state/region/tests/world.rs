@@ -58,7 +58,12 @@ pub(crate) fn new_sandbox(name: &str, node: u64) -> NewSandbox {
         },
         labels: Default::default(),
         public: false,
-        intervals: Intervals { auto_stop_minutes: 15, auto_archive_minutes: 10_080, auto_delete_minutes: -1 },
+        intervals: Intervals {
+            auto_stop_minutes: 15,
+            auto_pause_minutes: 0,
+            auto_archive_minutes: 10_080,
+            auto_delete_minutes: -1,
+        },
         preview_token_hash: TokenHash::of(name),
         node_id: NodeId(node),
     }
