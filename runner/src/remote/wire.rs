@@ -105,6 +105,9 @@ pub(super) struct Which {
 pub(super) struct FoundSandbox {
     pub(super) which: Which,
     pub(super) running: bool,
+    /// Beside `running`.
+    #[serde(default)]
+    pub(super) paused: bool,
     #[serde(default)]
     pub(super) exit_code: Option<i64>,
 }
@@ -131,19 +134,21 @@ impl From<Which> for Incarnation {
 
 impl From<Found> for FoundSandbox {
     fn from(found: Found) -> FoundSandbox {
-        let (running, exit_code) = match found.state {
-            FoundState::Running => (true, None),
-            FoundState::Stopped { exit_code } => (false, exit_code),
+        let (running, paused, exit_code) = match found.state {
+            FoundState::Running => (true, false, None),
+            FoundState::Paused => (true, true, None),
+            FoundState::Stopped { exit_code } => (false, false, exit_code),
         };
-        FoundSandbox { which: found.incarnation.into(), running, exit_code }
+        FoundSandbox { which: found.incarnation.into(), running, paused, exit_code }
     }
 }
 
 impl From<FoundSandbox> for Found {
     fn from(found: FoundSandbox) -> Found {
-        let state = match found.running {
-            true => FoundState::Running,
-            false => FoundState::Stopped { exit_code: found.exit_code },
+        let state = match (found.running, found.paused) {
+            (true, false) => FoundState::Running,
+            (true, true) => FoundState::Paused,
+            (false, _) => FoundState::Stopped { exit_code: found.exit_code },
         };
         Found { incarnation: found.which.into(), state }
     }
