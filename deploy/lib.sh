@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$root/deploy/cache.sh"
 : "${CARGO_TARGET_DIR:=$root/target}"
 export CARGO_TARGET_DIR
 PATH="$HOME/.cargo/bin:$PATH"

@@ -9,7 +9,7 @@ cd "$root"
 PYTHON_SDK=daytona==0.226.1
 NODE_SDK=@daytonaio/sdk@0.218.0
 CARGO_DENY=0.20.2
-cache=${ATOLL_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/atoll}
+cache=$(cache_dir)
 
 check_format() { say "cargo fmt --check" && cargo fmt --all --check; }
 check_lints() { say "cargo clippy" && cargo clippy --workspace --all-targets --locked -- -D warnings; }
@@ -52,7 +52,8 @@ count_tests() {
 need_root
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" jq openssh-client openssh-sftp-server busybox-static python3-venv fuse3
+timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" jq openssh-client openssh-sftp-server busybox-static python3-venv fuse3 \
+  skopeo docker-registry apache2-utils
 command -v node >/dev/null || install_packages nodejs npm
 install_rust
 timed docker start_docker

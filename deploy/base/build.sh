@@ -1,56 +1,63 @@
 #!/usr/bin/env bash
-# Makes the default snapshot's root file system from Debian's packages, without any registry, and imports it into Docker.
-# The tar is cached outside the tree under a key of its inputs, so that only the first run takes long.
+# Makes the default snapshot from Debian's packages, without any registry: an OCI layout for the nodes' stores, and an
+# image for Docker where that is there. Cached outside the tree, so that only the first run takes long.
 #
-#   deploy/base/build.sh            prints the image's name, e.g. atoll-base:3f2a9c01d4e5
+#   deploy/base/build.sh                        prints the image's name, e.g. atoll-base:3f2a9c01d4e5
+#   ATOLL_BASE_DOCKER=skip deploy/base/build.sh the layout only: <cache>/base/atoll-base.oci
+#   ATOLL_CACHE_DIR=…                           default: /var/cache/atoll for root, else ~/.cache/atoll
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/../cache.sh"
 suite=bookworm
 arch=$(dpkg --print-architecture)
-key=$(cat "$here/build.sh" "$here/packages.txt" <(echo "$suite $arch") | sha256sum | cut -c1-12)
-cache=${ATOLL_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/atoll}/base
+key=$(cat "$here/rootfs.sh" "$here/packages.txt" <(echo "$suite $arch") | sha256sum | cut -c1-12)
+cache=$(cache_dir)/base
 tar=$cache/$key.tar
+layout=$cache/$key.oci
 image=atoll-base:$key
+# ts-node checks types first unless it is told not to, which takes seconds for a line of code.
+environment=(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 TS_NODE_TRANSPILE_ONLY=true)
+title=atoll-base
 
 say() { printf '    %s\n' "$*" >&2; }
 
-build_tar() {
-  # The machine's own mirror, so that a proxy or a local mirror is honoured.
-  local mirror rootfs log
-  mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
-    awk -v suite="$suite" '$2 == suite && $3 == "main" { print $1; exit }')
-  mkdir -p "$cache"
-  rootfs=$(mktemp -d "$cache/rootfs.XXXXXX")
-  log=$cache/$key.log
-  trap 'rm -rf --one-file-system "$rootfs"' EXIT
-  say "debootstrap $suite ($(wc -l <"$here/packages.txt") packages beside the base; log: $log)"
-  # shellcheck disable=SC2086  # an empty mirror must vanish, so that debootstrap takes its default
-  debootstrap --variant=minbase --merged-usr --include="$(paste -sd, "$here/packages.txt")" "$suite" "$rootfs" $mirror 2>&1 |
-    tee "$log" | awk '/^I: (Retrieving|Extracting|Unpacking|Configuring)/ { n++; if (n % 100 == 0) print "    … " n " steps" > "/dev/stderr" }' ||
-    { tail -n 20 "$log" >&2; return 1; }
-  chroot "$rootfs" useradd --create-home --shell /bin/bash --uid 1000 daytona
-  echo 'daytona ALL=(ALL) NOPASSWD:ALL' >"$rootfs/etc/sudoers.d/daytona"
-  chmod 0440 "$rootfs/etc/sudoers.d/daytona"
-  ln -sf python3 "$rootfs/usr/bin/python"
-  # What a sandbox never needs, and what would differ between two builds.
-  rm -rf "$rootfs"/var/cache/apt/archives/*.deb "$rootfs"/var/lib/apt/lists/* "$rootfs"/var/log/* \
-    "$rootfs"/usr/share/{doc,man,info,locale} "$rootfs"/var/cache/debconf/*-old "$rootfs"/etc/machine-id
-  : >"$rootfs/etc/machine-id"
-  : >"$rootfs/etc/resolv.conf"
-  echo sandbox >"$rootfs/etc/hostname"
-  say "packing $(du -sh --one-file-system "$rootfs" | cut -f1)"
-  tar --numeric-owner --sort=name -C "$rootfs" -cf "$tar.partial" .
-  mv "$tar.partial" "$tar"
-  rm -rf --one-file-system "$rootfs"
-  trap - EXIT
+# add_blob TEXT: writes it into the layout, prints its digest without "sha256:".
+add_blob() {
+  local digest
+  digest=$(printf '%s' "$1" | sha256sum | cut -d' ' -f1)
+  printf '%s' "$1" >"$new/blobs/sha256/$digest"
+  echo "$digest"
 }
 
-[ -s "$tar" ] || build_tar
-if ! docker image inspect "$image" >/dev/null 2>&1; then
-  say "importing into Docker as $image"
-  # ts-node checks types first unless it is told not to, which takes seconds for a line of code.
-  docker import --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
-    --change 'ENV LANG=C.UTF-8' --change 'ENV TS_NODE_TRANSPILE_ONLY=true' --change 'LABEL org.opencontainers.image.title=atoll-base' "$tar" "$image" >/dev/null
-fi
-docker tag "$image" atoll-base:latest
+# The layer is the tar itself, uncompressed: the layout lies on the machine that unpacks it.
+build_layout() {
+  local new=$layout.partial layer env config manifest manifest_digest config_digest
+  rm -rf "$new" && mkdir -p "$new/blobs/sha256"
+  layer=$(sha256sum "$tar" | cut -d' ' -f1)
+  ln -f "$tar" "$new/blobs/sha256/$layer" 2>/dev/null || cp "$tar" "$new/blobs/sha256/$layer"
+  env=$(printf '"%s",' "${environment[@]}")
+  config='{"architecture":"'$arch'","os":"linux","config":{"Env":['${env%,}'],"Labels":{"org.opencontainers.image.title":"'$title'"}},"rootfs":{"type":"layers","diff_ids":["sha256:'$layer'"]}}'
+  config_digest=$(add_blob "$config")
+  manifest='{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:'$config_digest'","size":'${#config}'},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:'$layer'","size":'$(stat -c %s "$tar")'}]}'
+  manifest_digest=$(add_blob "$manifest")
+  printf '{"imageLayoutVersion":"1.0.0"}' >"$new/oci-layout"
+  printf '%s' '{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:'$manifest_digest'","size":'${#manifest}',"platform":{"architecture":"'$arch'","os":"linux"},"annotations":{"org.opencontainers.image.ref.name":"'$title'"}}]}' >"$new/index.json"
+  # A node runs as a user of its own and reads it.
+  chmod -R u=rwX,go=rX "$new"
+  rm -rf "$layout" && mv "$new" "$layout"
+}
+
+import_into_docker() {
+  docker image inspect "$image" >/dev/null 2>&1 || {
+    say "importing into Docker as $image"
+    docker import "${environment[@]/#/--change=ENV }" --change "LABEL org.opencontainers.image.title=$title" "$tar" "$image" >/dev/null
+  }
+  docker tag "$image" atoll-base:latest
+}
+
+mkdir -p "$cache" && chmod 0755 "$(cache_dir)" "$cache"
+[ -s "$tar" ] || "$here/rootfs.sh" "$suite" "$tar" "$cache/$key.log"
+[ -e "$layout/index.json" ] || build_layout
+ln -sfn "$key.oci" "$cache/atoll-base.oci.new" && mv -T "$cache/atoll-base.oci.new" "$cache/atoll-base.oci"
+if [ "${ATOLL_BASE_DOCKER:-}" != skip ] && docker info >/dev/null 2>&1; then import_into_docker; fi
 echo "$image"
