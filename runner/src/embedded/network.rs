@@ -11,9 +11,9 @@
 //! named after the node, so a new process finds what a crashed one left. What one sandbox may reach is told to
 //! [`Network::set_egress`] before it runs: one that was not told reaches everybody outside.
 
-#![allow(dead_code)]
-
 mod anchor;
+mod carrier;
+mod check;
 mod inside;
 mod iptables;
 mod layout;
@@ -21,6 +21,7 @@ mod ledger;
 pub mod link;
 mod netlink;
 mod nft;
+mod resolver;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,8 +38,9 @@ use serde_json::Value;
 
 use self::ledger::{Ledger, Listed};
 use self::link::{Lease, LinkError};
+use self::resolver::{Resolver, nameservers};
 use self::rules::Sets;
-use crate::runtime::RuntimeError;
+use crate::runtime::{Finding, RuntimeError};
 
 pub use layout::{Layout, LayoutError};
 
@@ -65,14 +67,23 @@ pub fn default_range() -> Ipv4Net {
 
 pub struct Network {
     shared: Arc<Shared>,
+    resolver: tokio::sync::Mutex<Option<Resolver>>,
 }
 
 struct Shared {
     layout: Layout,
-    nameservers: Vec<SocketAddr>,
+    nameservers: RwLock<Vec<SocketAddr>>,
+    /// Whether they are looked up again now and then, or given for good.
+    nameservers_of: NameserversOf,
     /// Of restricted sandboxes only. The rules follow, the resolver asks here.
     wishes: RwLock<BTreeMap<Ipv4Addr, Wish>>,
     rules: tokio::sync::Mutex<Rules>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NameserversOf {
+    Config,
+    Host,
 }
 
 #[derive(Debug, Clone)]
@@ -95,14 +106,20 @@ impl Network {
     pub fn new(config: NetworkConfig) -> Result<Network, RuntimeError> {
         let layout = Layout::new(config.node_id, config.range)
             .map_err(|error| RuntimeError::Host(error.to_string()))?;
+        let nameservers_of = match config.nameservers.is_empty() {
+            true => NameserversOf::Host,
+            false => NameserversOf::Config,
+        };
         let rules = Rules { ledger: Ledger::new(&layout), denied: Vec::new(), sound: false };
         Ok(Network {
             shared: Arc::new(Shared {
                 layout,
-                nameservers: config.nameservers,
+                nameservers: RwLock::new(config.nameservers),
+                nameservers_of,
                 wishes: RwLock::default(),
                 rules: tokio::sync::Mutex::new(rules),
             }),
+            resolver: tokio::sync::Mutex::default(),
         })
     }
 
@@ -125,7 +142,32 @@ impl Network {
         });
         let routes = routes.await??;
         self.shared.reload(&anchor::uplinks(&routes)).await?;
-        iptables::ensure(&layout).await
+        iptables::ensure(&layout).await?;
+        self.ensure_resolver().await
+    }
+
+    async fn ensure_resolver(&self) -> Result<(), RuntimeError> {
+        if self.shared.nameservers_of == NameserversOf::Host {
+            let found = nameservers::of_this_host();
+            *self.shared.nameservers.write().unwrap_or_else(PoisonError::into_inner) = found;
+        }
+        let mut resolver = self.resolver.lock().await;
+        if !resolver.as_ref().is_some_and(Resolver::is_running) {
+            let gateway = self.shared.layout.gateway();
+            let started = Resolver::start(self.shared.clone()).await.map_err(|error| {
+                RuntimeError::Host(format!(
+                    "cannot answer the sandboxes' names on {gateway} port 53: {error}; another nameserver of this host \
+                     that listens on every address must leave this one out"
+                ))
+            });
+            *resolver = Some(started?);
+        }
+        Ok(())
+    }
+
+    /// What `/etc/resolv.conf` must say in a sandbox.
+    pub fn resolv_conf(&self) -> String {
+        format!("nameserver {}\n", self.shared.layout.gateway())
     }
 
     /// Connects a new network namespace. See [`link::attach`], which may be called instead, also in another process.
@@ -176,9 +218,19 @@ impl Network {
         }
     }
 
+    /// One line for each thing that an operator must do or know; none when all is well. Changes nothing.
+    pub async fn check(&self) -> Result<Vec<Finding>, RuntimeError> {
+        let configured = match self.shared.nameservers_of {
+            NameserversOf::Config => self.shared.nameservers(),
+            NameserversOf::Host => Vec::new(),
+        };
+        check::check(self.shared.layout, &configured).await
+    }
+
     /// Removes all that bears the node's name: cables, rules, devices.
     pub async fn teardown(&self) -> Result<(), RuntimeError> {
         let layout = self.shared.layout;
+        *self.resolver.lock().await = None;
         blocking(move || anchor::remove(&layout)).await?;
         let mut rules = self.shared.rules.lock().await;
         rules.sound = false;
@@ -262,6 +314,34 @@ impl Shared {
         change(&mut rules, script).await?;
         self.wish(address, None);
         Ok(())
+    }
+
+    /// Opens these addresses, which `name` was answered with, for this sandbox. Refuses when the name is not allowed any
+    /// more by now.
+    async fn pin(&self, sandbox: Ipv4Addr, name: &str, targets: &[Ipv4Addr]) -> Result<(), RuntimeError> {
+        let mut rules = self.rules.lock().await;
+        self.make_sound(&mut rules).await?;
+        match self.wish_of(sandbox) {
+            Some(Wish::Told(allowed)) if allows(&allowed, name) => {}
+            // Nothing is closed to it.
+            None => return Ok(()),
+            Some(_) => return Err(RuntimeError::Spec("the name is not allowed any more".into())),
+        }
+        let now = Instant::now();
+        let fresh: Vec<Ipv4Addr> =
+            targets.iter().copied().filter(|to| !rules.ledger.is_pinned(sandbox, name, *to, now)).collect();
+        let script = rules.ledger.pin(sandbox, name, &fresh, now);
+        let script =
+            script.ok_or_else(|| RuntimeError::Spec("too many addresses are open for it already".into()))?;
+        change(&mut rules, script).await
+    }
+
+    fn wish_of(&self, sandbox: Ipv4Addr) -> Option<Wish> {
+        self.wishes.read().unwrap_or_else(PoisonError::into_inner).get(&sandbox).cloned()
+    }
+
+    fn nameservers(&self) -> Vec<SocketAddr> {
+        self.nameservers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn wish(&self, address: Ipv4Addr, wish: Option<Wish>) {

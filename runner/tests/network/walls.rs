@@ -1,6 +1,7 @@
 //! What every sandbox may reach and what none may.
 
-use atoll_runner::embedded::network::Network;
+use atoll_runner::Finding;
+use atoll_runner::embedded::network::{Network, NetworkConfig};
 
 use crate::world::*;
 
@@ -198,6 +199,32 @@ fn everything_comes_back_when_somebody_flushed_it_and_nothing_stays_at_the_end()
         network.teardown().await.unwrap();
         network.teardown().await.unwrap();
         assert_eq!(left(), before);
+    });
+}
+
+#[test]
+fn a_check_says_what_is_missing_and_changes_nothing() {
+    with_world(|_world| async {
+        let network = Network::new(NetworkConfig {
+            nameservers: vec!["203.0.113.13:53".parse().unwrap()],
+            ..config(1, "10.88.0.0/16")
+        });
+        let network = network.unwrap();
+        let before = left();
+        let said = |findings: Vec<Finding>| {
+            findings.into_iter().map(|finding| format!("{finding:?}")).collect::<Vec<_>>().join("\n")
+        };
+
+        let fresh = said(network.check().await.unwrap());
+        assert!(fresh.contains("does not forward") && !fresh.contains("Fault"), "{fresh}");
+        assert_eq!(left(), before);
+        network.prepare().await.unwrap();
+        assert_eq!(said(network.check().await.unwrap()), "");
+        command("nft", "add table inet site");
+        command("nft", "add chain inet site passing { type filter hook forward priority 0 ; policy drop ; }");
+        ip("route delete default");
+        let broken = said(network.check().await.unwrap());
+        assert!(broken.contains("inet site") && broken.contains("default route"), "{broken}");
     });
 }
 

@@ -23,12 +23,9 @@ pub(super) async fn ensure(layout: &Layout) -> Result<(), RuntimeError> {
             continue;
         }
         for rule in rules(layout).iter().filter(|rule| rule.chain == chain) {
-            // First as given, so the last one is put in first.
-            if !call(&rule.arguments("-C")).await?.is_some_and(|answer| answer.is_ok()) {
-                match call(&rule.arguments("-I")).await? {
-                    Some(Err(words)) => return Err(refused(&words)),
-                    Some(Ok(_)) | None => {}
-                }
+            let there = call(&rule.arguments("-C")).await?.is_some_and(|answer| answer.is_ok());
+            if !there && let Some(Err(words)) = call(&rule.arguments("-I")).await? {
+                return Err(refused(&words));
             }
         }
     }

@@ -26,9 +26,9 @@ use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily as SocketFamily, SocketType, socket};
 
-use super::inside;
 use super::layout::Layout;
 use super::netlink::{Request, Rtnetlink};
+use super::{carrier, inside};
 
 /// Its own namespace is new, so nobody else has the number; `lo` is 1.
 pub(super) const INSIDE_INDEX: u32 = 2;
@@ -120,7 +120,12 @@ fn connect(
     let requests =
         vec![up(index), neighbour(index, address, Layout::sandbox_mac(address)), route_to(index, address)];
     step("bring up the host's end of a veth pair", host.perform(requests))?;
-    inside::configure(layout, address, netns)
+    inside::configure(layout, address, netns)?;
+    // The other end, which came up second, sends already.
+    match step("wait for a veth pair", carrier::settle(device))? {
+        true => Ok(()),
+        false => Err(LinkError::Kernel("connect a veth pair", io::ErrorKind::NotConnected.into())),
+    }
 }
 
 fn cable(device: &str, address: Ipv4Addr, netns: BorrowedFd<'_>) -> Request {
