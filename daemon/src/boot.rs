@@ -20,7 +20,7 @@ use crate::files::workers::Workers;
 use crate::launch::Launcher;
 use crate::reaper::Reaper;
 use crate::routes::Daemon;
-use crate::{gate, info, polled, processes, routes, shells};
+use crate::{gate, info, inherited, polled, processes, routes, shells};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2280);
 /// Root's, and the user's shells may pass through it: see `session`.
@@ -37,20 +37,66 @@ const OOM_SCORE_ADJ: &str = "-999";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    pub config: PathBuf,
+    pub config: Source,
     /// Absent in the config's folder means nobody waits for a hello.
-    pub hello: PathBuf,
+    pub hello: Source,
     pub listen: SocketAddr,
     /// Where `passwd`, `group` and `shells` are.
     pub accounts_dir: PathBuf,
     pub state_dir: PathBuf,
 }
 
+/// Where a file or socket is: a path, or a descriptor that whoever started us has left open (`fd:3`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    Path(PathBuf),
+    Inherited(i32),
+}
+
+impl Source {
+    fn parse(text: &str) -> Result<Source, String> {
+        match text.strip_prefix("fd:") {
+            None => Ok(Source::Path(text.into())),
+            Some(number) => match number.parse() {
+                Ok(number @ 3..) => Ok(Source::Inherited(number)),
+                _ => Err(format!("not a descriptor that can be left to us: {text}")),
+            },
+        }
+    }
+
+    fn open(&self) -> std::io::Result<std::fs::File> {
+        match self {
+            Source::Path(path) => std::fs::File::open(path),
+            Source::Inherited(number) => Ok(inherited::take(*number)?.into()),
+        }
+    }
+
+    async fn connect(&self) -> std::io::Result<UnixStream> {
+        match self {
+            Source::Path(path) => UnixStream::connect(path).await,
+            Source::Inherited(number) => {
+                let stream = std::os::unix::net::UnixStream::from(inherited::take(*number)?);
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Path(path) => path.display().fmt(f),
+            Source::Inherited(number) => write!(f, "descriptor {number}"),
+        }
+    }
+}
+
 impl Options {
     pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         let mut options = Options {
-            config: CONFIG_PATH.into(),
-            hello: HELLO_SOCKET_PATH.into(),
+            config: Source::Path(CONFIG_PATH.into()),
+            hello: Source::Path(HELLO_SOCKET_PATH.into()),
             listen: LISTEN,
             accounts_dir: "/etc".into(),
             state_dir: STATE_DIR.into(),
@@ -58,8 +104,8 @@ impl Options {
         while let Some(flag) = args.next() {
             let value = args.next().ok_or_else(|| format!("{flag} needs a value, or is unknown"))?;
             match flag.as_str() {
-                "--config" => options.config = value.into(),
-                "--hello" => options.hello = value.into(),
+                "--config" => options.config = Source::parse(&value)?,
+                "--hello" => options.hello = Source::parse(&value)?,
                 "--listen" => {
                     options.listen = value.parse().map_err(|_| format!("not an address: {value}"))?
                 }
@@ -155,12 +201,13 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
 }
 
 fn read_config(options: &Options) -> Result<DaemonConfig> {
-    let text =
-        std::fs::read(&options.config).with_context(|| format!("read {}", options.config.display()))?;
-    let config: DaemonConfig =
-        serde_json::from_slice(&text).with_context(|| format!("parse {}", options.config.display()))?;
+    let source = &options.config;
+    let mut text = Vec::new();
+    let read = source.open().and_then(|mut file| std::io::Read::read_to_end(&mut file, &mut text));
+    read.with_context(|| format!("read {source}"))?;
+    let config: DaemonConfig = serde_json::from_slice(&text).with_context(|| format!("parse {source}"))?;
     let is_secret = config.secret.len() == 64 && config.secret.bytes().all(|byte| byte.is_ascii_hexdigit());
-    anyhow::ensure!(is_secret, "the secret in {} is not 64 hex digits", options.config.display());
+    anyhow::ensure!(is_secret, "the secret in {source} is not 64 hex digits");
     Ok(config)
 }
 
@@ -176,9 +223,9 @@ fn protect_from_the_oom_killer() {
 }
 
 /// One line. Failing is not fatal: a runner that adopted a running sandbox no longer listens.
-async fn say_hello(socket: &std::path::Path, hello: &Hello) {
+async fn say_hello(socket: &Source, hello: &Hello) {
     let said = tokio::time::timeout(HELLO_DEADLINE, async {
-        let mut stream = UnixStream::connect(socket).await?;
+        let mut stream = socket.connect().await?;
         let mut line = serde_json::to_vec(hello).expect("a struct of strings is always JSON");
         line.push(b'\n');
         stream.write_all(&line).await?;
@@ -186,8 +233,8 @@ async fn say_hello(socket: &std::path::Path, hello: &Hello) {
     });
     match said.await {
         Ok(Ok(())) => tracing::info!("hello said"),
-        Ok(Err(error)) => tracing::warn!(%error, socket = %socket.display(), "say hello"),
-        Err(_) => tracing::warn!(socket = %socket.display(), "say hello: deadline"),
+        Ok(Err(error)) => tracing::warn!(%error, %socket, "say hello"),
+        Err(_) => tracing::warn!(%socket, "say hello: deadline"),
     }
 }
 
@@ -235,13 +282,15 @@ mod tests {
     fn without_flags_the_mounted_paths_hold() {
         let options = parse(&[]).unwrap();
 
-        assert_eq!(options.config.to_str(), Some(CONFIG_PATH));
+        assert_eq!(options.config, Source::Path(CONFIG_PATH.into()));
         assert_eq!(options.listen.to_string(), "127.0.0.1:2280");
     }
 
     #[test]
     fn a_flag_without_value_or_meaning_is_refused() {
         assert!(parse(&["--config"]).is_err());
+        assert!(parse(&["--config", "fd:1"]).is_err());
+        assert!(parse(&["--config", "fd:x"]).is_err());
         assert!(parse(&["--frobnicate", "1"]).is_err());
         assert!(parse(&["--listen", "nowhere"]).is_err());
     }

@@ -7,6 +7,7 @@ mod boot;
 
 mod accounts;
 mod environment;
+mod inherited;
 mod launch;
 mod polled;
 mod processes;
@@ -31,7 +32,7 @@ mod session;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: atoll-daemon [--config FILE] [--hello SOCKET] [--listen ADDRESS] [--accounts-dir DIR] [--state-dir DIR]
+const USAGE: &str = "usage: atoll-daemon [--config FILE|fd:N] [--hello SOCKET|fd:N] [--listen ADDRESS] [--accounts-dir DIR] [--state-dir DIR]
        atoll-daemon sftp-server      (SFTP version 3 on standard input and output)
        atoll-daemon --version";
 

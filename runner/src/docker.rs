@@ -8,7 +8,7 @@ mod egress;
 mod engine;
 mod firewall;
 mod host;
-mod namespace;
+pub(crate) mod namespace;
 
 use std::collections::HashMap;
 use std::fs::File;

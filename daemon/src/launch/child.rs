@@ -58,7 +58,7 @@ fn become_user(becoming: &Becoming) -> io::Result<()> {
         // SAFETY: descriptor 0 is the terminal, open until exec and beyond; nothing here closes it.
         rustix::process::ioctl_tiocsctty(unsafe { BorrowedFd::borrow_raw(0) })?;
     }
-    reset_oom_score();
+    raise_oom_score();
     close_the_rest_on_exec();
     rustix::thread::set_thread_groups(&becoming.groups)?;
     rustix::thread::set_thread_res_gid(becoming.gid, becoming.gid, becoming.gid)?;
@@ -68,12 +68,13 @@ fn become_user(becoming: &Becoming) -> io::Result<()> {
     Ok(())
 }
 
-/// The daemon is protected; what it starts is not. Raising one's score is always allowed.
-fn reset_oom_score() {
+/// What the daemon starts is killed for memory before the daemon is, also where the daemon cannot lower its own score. Raising one's
+/// score is always allowed.
+fn raise_oom_score() {
     if let Ok(file) =
         rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
     {
-        let _ = rustix::io::write(&file, b"0");
+        let _ = rustix::io::write(&file, b"500");
     }
 }
 

@@ -87,7 +87,7 @@ async fn a_child_gets_no_descriptor_and_no_protection_of_ours() {
 
     // The fourth is the folder that `ls` reads.
     assert_eq!(world.execute("exec ls /proc/self/fd").await["result"], "0\n1\n2\n3\n");
-    assert_eq!(world.execute("exec cat /proc/self/oom_score_adj").await["result"], "0\n");
+    assert_eq!(world.execute("exec cat /proc/self/oom_score_adj").await["result"], "500\n");
     let blocked = world.execute("exec grep SigBlk /proc/self/status").await;
     assert_eq!(blocked["result"], "SigBlk:\t0000000000000000\n");
 }

@@ -39,6 +39,11 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    /// `process` is a pidfd.
+    pub(crate) fn new(process: OwnedFd, network: OwnedFd) -> Live {
+        Live { process, network }
+    }
+
     /// `NotRunning` when the process has ended meanwhile, also if its id is another one's by now.
     pub(crate) fn open(pid: i32, container_id: &str) -> Result<Live, RuntimeError> {
         let opened = Live::try_open(pid, container_id).map_err(|error| match error.kind() {

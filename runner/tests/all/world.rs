@@ -9,8 +9,8 @@ use std::time::Duration;
 use atoll_api::ids::{Generation, RegionOrdinal, SandboxId};
 use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_runner::{
-    Assignment, EngineImages, Incarnation, Report, ReportKind, Runner, RunnerConfig, RunnerHandle, Runtime,
-    RuntimeError,
+    Assignment, EngineImages, ImageSource, Incarnation, Report, ReportKind, Runner, RunnerConfig,
+    RunnerHandle, Runtime, RuntimeError,
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -47,8 +47,16 @@ pub fn spec(image: &str) -> SandboxSpec {
 
 impl World {
     pub async fn start(config: RunnerConfig, runtime: Arc<dyn Runtime>) -> Result<World, RuntimeError> {
+        World::start_with(config, runtime, Arc::new(EngineImages)).await
+    }
+
+    pub async fn start_with(
+        config: RunnerConfig,
+        runtime: Arc<dyn Runtime>,
+        images: Arc<dyn ImageSource>,
+    ) -> Result<World, RuntimeError> {
         let (sender, reports) = mpsc::channel(1024);
-        let runner = Runner::start(config, runtime, Arc::new(EngineImages), sender).await?;
+        let runner = Runner::start(config, runtime, images, sender).await?;
         Ok(World { runner, wanted: BTreeMap::new(), reports })
     }
 
@@ -102,7 +110,10 @@ impl World {
             }
         };
         let waited = tokio::time::timeout(PATIENCE, waiting).await;
-        waited.unwrap_or_else(|_| panic!("sandbox {number} never came so far: {:?}", runner.status()))
+        let phase = self.wanted.get(&number).map(|assignment| assignment.phase.clone());
+        waited.unwrap_or_else(|_| {
+            panic!("sandbox {number} never came so far: {phase:?}, {:?}", runner.status())
+        })
     }
 
     pub async fn until_running(&mut self, number: u8) {
