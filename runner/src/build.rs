@@ -13,8 +13,28 @@
 
 mod error;
 mod lines;
-pub mod plan;
-pub mod program;
+mod plan;
+mod program;
 mod words;
 
+mod accounts;
+mod archive;
+mod copy;
+mod pattern;
+mod tree;
+
+mod builds;
+mod executor;
+mod host;
+mod key;
+mod log;
+mod oci;
+
+pub use builds::{BuildLimits, BuildState, Builds, StartError};
 pub use error::BuildError;
+pub use executor::{BuildRequest, build};
+pub use host::{BaseImage, BuildHost, Made, Ran};
+pub use log::BuildLog;
+pub use oci::read_config;
+pub use plan::{RunStep, StageConfig};
+pub use program::Network;

@@ -26,12 +26,12 @@ use serde::{Deserialize, Serialize};
 use crate::image::{Digest, Image, Layer};
 use crate::runtime::RuntimeError;
 
-mod blob_reader;
-mod entry_path;
-mod extended;
+pub(crate) mod blob_reader;
+pub(crate) mod entry_path;
+pub(crate) mod extended;
 mod sudo;
-mod tar_reader;
-mod tar_writer;
+pub(crate) mod tar_reader;
+pub(crate) mod tar_writer;
 mod unpack;
 
 pub mod diff;

@@ -1,7 +1,7 @@
 //! Writes tar entries: a plain ustar header, and PAX records for whatever does not fit into one.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 
 use rustix::fs::Stat;
 use tar::{EntryType, Header};
@@ -85,6 +85,36 @@ impl<W: Write> TarWriter<W> {
 
     /// `content` is open at its beginning and has `head.size` bytes; `None` for an entry without content.
     pub fn append(&mut self, head: &Head, content: Option<&mut File>) -> io::Result<()> {
+        let stored = self.begin(head)?;
+        if let Some(file) = content {
+            match &head.sparse {
+                Some(sparse) => {
+                    for (offset, length) in &sparse.0 {
+                        copy_region(file, *offset, *length, &mut self.out)?;
+                    }
+                }
+                None => copy_region(file, 0, head.size, &mut self.out)?,
+            }
+        }
+        self.fill(stored)
+    }
+
+    /// As [`TarWriter::append`], with a file's content as a tar has it: of a sparse file its regions, one after the
+    /// other.
+    pub fn append_stored(&mut self, head: &Head, content: impl Read) -> io::Result<()> {
+        let stored = self.begin(head)?;
+        let length = match &head.sparse {
+            Some(sparse) => sparse.0.iter().map(|(_, length)| length).sum(),
+            None => head.size,
+        };
+        if io::copy(&mut content.take(length), &mut self.out)? < length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.fill(stored)
+    }
+
+    /// Headers, and the map of a sparse file. Says how long the content is, map included.
+    fn begin(&mut self, head: &Head) -> io::Result<u64> {
         let map = head.sparse.as_ref().map(map_bytes);
         let stored = match (&head.sparse, &map) {
             (Some(sparse), Some(map)) => {
@@ -114,18 +144,10 @@ impl<W: Write> TarWriter<W> {
         header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link);
         header.set_cksum();
         self.out.write_all(header.as_bytes())?;
-        if let Some(file) = content {
-            match (&head.sparse, &map) {
-                (Some(sparse), Some(map)) => {
-                    self.out.write_all(map)?;
-                    for (offset, length) in &sparse.0 {
-                        copy_region(file, *offset, *length, &mut self.out)?;
-                    }
-                }
-                _ => copy_region(file, 0, head.size, &mut self.out)?,
-            }
+        if let Some(map) = &map {
+            self.out.write_all(map)?;
         }
-        self.fill(stored)
+        Ok(stored)
     }
 
     /// The end mark, and everything out of our hands.
