@@ -14,6 +14,7 @@
 mod anchor;
 mod carrier;
 mod check;
+mod elements;
 mod inside;
 mod iptables;
 mod layout;
@@ -36,13 +37,16 @@ use atoll_api::sandbox::Egress;
 use ipnet::Ipv4Net;
 use serde_json::Value;
 
+use self::elements::{Change, Set};
 use self::ledger::{Ledger, Listed};
 use self::link::{Lease, LinkError};
 use self::resolver::{Resolver, nameservers};
-use self::rules::Sets;
 use crate::runtime::{Finding, RuntimeError};
 
 pub use layout::{Layout, LayoutError};
+
+/// What surely fits into one message to the kernel, of some 100 KiB; `nft` knows how to send more.
+const CHANGES_AT_ONCE_MAX: usize = 256;
 
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
@@ -110,7 +114,7 @@ impl Network {
             true => NameserversOf::Host,
             false => NameserversOf::Config,
         };
-        let rules = Rules { ledger: Ledger::new(&layout), denied: Vec::new(), sound: false };
+        let rules = Rules { ledger: Ledger::default(), denied: Vec::new(), sound: false };
         Ok(Network {
             shared: Arc::new(Shared {
                 layout,
@@ -234,7 +238,7 @@ impl Network {
         blocking(move || anchor::remove(&layout)).await?;
         let mut rules = self.shared.rules.lock().await;
         rules.sound = false;
-        rules.ledger = Ledger::new(&layout);
+        rules.ledger = Ledger::default();
         self.shared.wishes.write().unwrap_or_else(PoisonError::into_inner).clear();
         nft::apply(&rules::removal(&layout)).await?;
         iptables::remove(&layout).await
@@ -253,7 +257,8 @@ impl Shared {
         let mut rules = self.rules.lock().await;
         rules.sound = false;
         let (reconciled, _) = self.reconcile(&mut rules).await?;
-        let script = rules::script(&self.layout, &rules.denied, uplinks) + &reconciled;
+        let script = rules::script(&self.layout, &rules.denied, uplinks)
+            + &elements::script(&self.layout, &reconciled);
         nft::apply(&script).await?;
         rules.sound = true;
         Ok(())
@@ -265,10 +270,9 @@ impl Shared {
             return Ok(());
         }
         match self.reconcile(rules).await? {
-            (script, Table::There) => {
-                nft::apply(&script).await?;
+            (changes, Table::There) => {
                 rules.sound = true;
-                Ok(())
+                self.change(rules, changes).await
             }
             (_, Table::Gone) => Err(RuntimeError::Host(
                 "the rules that keep sandboxes away from the host are not in place; they come back by themselves, or \
@@ -279,23 +283,25 @@ impl Shared {
     }
 
     /// Learns what the sets hold and says what must change.
-    async fn reconcile(&self, rules: &mut Rules) -> Result<(String, Table), RuntimeError> {
-        let sets = Sets::of(&self.layout);
+    async fn reconcile(&self, rules: &mut Rules) -> Result<(Vec<Change>, Table), RuntimeError> {
+        let listed = |set: Set| listed(&self.layout, set);
         let (restricted, allowed, pinned) =
-            tokio::try_join!(listed(&sets.restricted), listed(&sets.allowed), listed(&sets.pinned))?;
+            tokio::try_join!(listed(Set::Restricted), listed(Set::Allowed), listed(Set::Pinned))?;
         let table = if restricted.is_null() { Table::Gone } else { Table::There };
         let listed = Listed { restricted: &restricted, allowed: &allowed, pinned: &pinned };
-        let mut script = rules.ledger.adopt(&listed, Instant::now());
+        let mut changes = rules.ledger.adopt(&listed, Instant::now());
         let mut wishes = self.wishes.write().unwrap_or_else(PoisonError::into_inner);
         for address in rules.ledger.restricted() {
             wishes.entry(address).or_insert(Wish::Untold);
         }
         for (address, wish) in wishes.iter() {
             if let Wish::Told(allowed) = wish {
-                script += &rules.ledger.restrict(*address, &networks(allowed), |name| allows(allowed, name));
+                changes.extend(
+                    rules.ledger.restrict(*address, &networks(allowed), |name| allows(allowed, name)),
+                );
             }
         }
-        Ok((script, table))
+        Ok((changes, table))
     }
 
     /// The resolver closes first: a change that fails leaves less open than is wished, never more.
@@ -303,15 +309,15 @@ impl Shared {
         let mut rules = self.rules.lock().await;
         self.wish(address, Some(Wish::Told(allowed.clone())));
         self.make_sound(&mut rules).await?;
-        let script = rules.ledger.restrict(address, &networks(&allowed), |name| allows(&allowed, name));
-        change(&mut rules, script).await
+        let changes = rules.ledger.restrict(address, &networks(&allowed), |name| allows(&allowed, name));
+        self.change(&mut rules, changes).await
     }
 
     async fn free(&self, address: Ipv4Addr) -> Result<(), RuntimeError> {
         let mut rules = self.rules.lock().await;
         self.make_sound(&mut rules).await?;
-        let script = rules.ledger.free(address);
-        change(&mut rules, script).await?;
+        let changes = rules.ledger.free(address);
+        self.change(&mut rules, changes).await?;
         self.wish(address, None);
         Ok(())
     }
@@ -330,10 +336,30 @@ impl Shared {
         let now = Instant::now();
         let fresh: Vec<Ipv4Addr> =
             targets.iter().copied().filter(|to| !rules.ledger.is_pinned(sandbox, name, *to, now)).collect();
-        let script = rules.ledger.pin(sandbox, name, &fresh, now);
-        let script =
-            script.ok_or_else(|| RuntimeError::Spec("too many addresses are open for it already".into()))?;
-        change(&mut rules, script).await
+        let changes = rules.ledger.pin(sandbox, name, &fresh, now);
+        let changes =
+            changes.ok_or_else(|| RuntimeError::Spec("too many addresses are open for it already".into()))?;
+        self.change(&mut rules, changes).await
+    }
+
+    async fn change(&self, rules: &mut Rules, changes: Vec<Change>) -> Result<(), RuntimeError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        // Also if this future is dropped in the middle.
+        rules.sound = false;
+        let layout = self.layout;
+        match changes.len() <= CHANGES_AT_ONCE_MAX {
+            true => {
+                blocking(move || {
+                    link::step("change what a sandbox may reach", elements::apply(&layout, &changes))
+                })
+                .await?;
+            }
+            false => nft::apply(&elements::script(&layout, &changes)).await?,
+        }
+        rules.sound = true;
+        Ok(())
     }
 
     fn wish_of(&self, sandbox: Ipv4Addr) -> Option<Wish> {
@@ -358,21 +384,10 @@ enum Table {
     Gone,
 }
 
-async fn change(rules: &mut Rules, script: String) -> Result<(), RuntimeError> {
-    if script.is_empty() {
-        return Ok(());
-    }
-    // Also if this future is dropped in the middle.
-    rules.sound = false;
-    nft::apply(&script).await?;
-    rules.sound = true;
-    Ok(())
-}
-
 /// `Null` when there is no such set.
-async fn listed(set: &str) -> Result<Value, RuntimeError> {
-    let words: Vec<&str> = ["set"].into_iter().chain(set.split(' ')).collect();
-    Ok(nft::list(&words).await?.unwrap_or(Value::Null))
+async fn listed(layout: &Layout, set: Set) -> Result<Value, RuntimeError> {
+    let found = nft::list(&["set", "inet", &layout.table(), &set.name()]).await?;
+    Ok(found.unwrap_or(Value::Null))
 }
 
 fn networks(allowed: &Allowed) -> Vec<Ipv4Net> {

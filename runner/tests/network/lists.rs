@@ -159,9 +159,14 @@ fn two_hundred_restricted_slots_leave_no_element() {
         let before = command("nft", "list ruleset");
         let egress = only(&["203.0.113.10/32", "10.0.0.0/8"], &["*.a.org"]);
 
+        let mut took = Vec::new();
         for slot in 0..SLOTS {
+            let began = Instant::now();
             network.set_egress(slot, &egress).await.unwrap();
+            took.push(began.elapsed());
         }
+        took.sort();
+        println!("restrict: median {:?}, p99 {:?}", took[took.len() / 2], took[took.len() * 99 / 100]);
         assert_ne!(command("nft", "list ruleset"), before);
         for slot in 0..SLOTS {
             network.detach(slot).await.unwrap();

@@ -1,27 +1,24 @@
 //! What the sets of the rules hold for each restricted sandbox, and how to bring them from one policy to the next. Pure:
-//! it answers with lines for `nft`. A sandbox that is not in here may reach everybody, and costs no element.
+//! it answers with changes. A sandbox that is not in here may reach everybody, and costs no element.
 //!
 //! Whoever writes a sandbox in here does so before the sandbox runs: with its first element it is cut off from all that
 //! no other element opens.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use serde_json::Value;
 
-use super::layout::Layout;
-use super::rules::{PIN_S, Sets};
+use super::elements::{Change, Element, Set};
+use super::rules::PIN_S;
 
 /// Addresses that one sandbox may have open by name at a time.
 const PINS_PER_SANDBOX_MAX: usize = 512;
-/// nft takes comments up to this length. The pin of a longer name does not survive the runner.
-const COMMENT_BYTES_MAX: usize = 128;
 
+#[derive(Default)]
 pub(super) struct Ledger {
-    sets: Sets,
     restricted: BTreeMap<Ipv4Addr, Held>,
 }
 
@@ -45,15 +42,11 @@ pub(super) struct Listed<'a> {
 }
 
 impl Ledger {
-    pub(super) fn new(layout: &Layout) -> Ledger {
-        Ledger { sets: Sets::of(layout), restricted: BTreeMap::new() }
-    }
-
     /// Learns what the kernel's sets hold, which a former process may have left. Answers with the removal of what it
     /// does not understand: that closes.
-    pub(super) fn adopt(&mut self, listed: &Listed<'_>, now: Instant) -> String {
+    pub(super) fn adopt(&mut self, listed: &Listed<'_>, now: Instant) -> Vec<Change> {
         let known = std::mem::take(&mut self.restricted);
-        let mut script = String::new();
+        let mut changes = Vec::new();
         for element in elements(listed.restricted) {
             match element.value.as_str().and_then(|address| address.parse().ok()) {
                 Some(address) => drop(self.restricted.entry(address).or_default()),
@@ -66,7 +59,7 @@ impl Ledger {
             let Some((from, to)) = pair(element.value) else {
                 tracing::warn!(%element.value, "a set of allowed networks holds a strange element and is emptied");
                 self.restricted.values_mut().for_each(|held| held.networks.clear());
-                let _ = writeln!(script, "flush set {}", self.sets.allowed);
+                changes.push(Change::Flush(Set::Allowed));
                 break;
             };
             self.restricted.entry(from).or_default().networks.insert(to);
@@ -75,7 +68,7 @@ impl Ledger {
             let Some((from, to)) = pair(element.value).filter(|(_, to)| to.prefix_len() == 32) else {
                 tracing::warn!(%element.value, "a set of pinned addresses holds a strange element and is emptied");
                 self.restricted.values_mut().for_each(|held| held.pins.clear());
-                let _ = writeln!(script, "flush set {}", self.sets.pinned);
+                changes.push(Change::Flush(Set::Pinned));
                 break;
             };
             let to = to.addr();
@@ -85,10 +78,10 @@ impl Ledger {
                     let until = now + Duration::from_secs(element.expires_s.unwrap_or(0));
                     self.restricted.entry(from).or_default().pins.insert(to, Pin { name, until });
                 }
-                None => delete(&mut script, &self.sets.pinned, &format!("{from} . {to}")),
+                None => changes.push(Change::Delete(pinned(from, to, ""))),
             }
         }
-        script
+        changes
     }
 
     pub(super) fn restricted(&self) -> impl Iterator<Item = Ipv4Addr> {
@@ -101,41 +94,41 @@ impl Ledger {
         address: Ipv4Addr,
         networks: &[Ipv4Net],
         still_allowed: impl Fn(&str) -> bool,
-    ) -> String {
-        let mut script = String::new();
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
         let held = self.restricted.entry(address).or_default();
-        add(&mut script, &self.sets.restricted, &address.to_string());
+        changes.push(Change::Add(Element::Restricted(address)));
         // Overlaps are refused by the kind of set that holds them.
         let networks: BTreeSet<Ipv4Net> = Ipv4Net::aggregate(&networks.to_vec()).into_iter().collect();
         for network in held.networks.difference(&networks) {
-            delete(&mut script, &self.sets.allowed, &format!("{address} . {network}"));
+            changes.push(Change::Delete(Element::Allowed(address, *network)));
         }
         for network in &networks {
-            add(&mut script, &self.sets.allowed, &format!("{address} . {network}"));
+            changes.push(Change::Add(Element::Allowed(address, *network)));
         }
         held.networks = networks;
         held.pins.retain(|to, pin| {
             let stays = still_allowed(&pin.name);
             if !stays {
-                delete(&mut script, &self.sets.pinned, &format!("{address} . {to}"));
+                changes.push(Change::Delete(pinned(address, *to, "")));
             }
             stays
         });
-        script
+        changes
     }
 
     /// Everybody again.
-    pub(super) fn free(&mut self, address: Ipv4Addr) -> String {
-        let mut script = String::new();
-        let Some(held) = self.restricted.remove(&address) else { return script };
-        delete(&mut script, &self.sets.restricted, &address.to_string());
+    pub(super) fn free(&mut self, address: Ipv4Addr) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let Some(held) = self.restricted.remove(&address) else { return changes };
+        changes.push(Change::Delete(Element::Restricted(address)));
         for network in &held.networks {
-            delete(&mut script, &self.sets.allowed, &format!("{address} . {network}"));
+            changes.push(Change::Delete(Element::Allowed(address, *network)));
         }
         for to in held.pins.keys() {
-            delete(&mut script, &self.sets.pinned, &format!("{address} . {to}"));
+            changes.push(Change::Delete(pinned(address, *to, "")));
         }
-        script
+        changes
     }
 
     /// Opens the addresses that `name` was answered with. `None` when the sandbox holds too many already.
@@ -145,8 +138,8 @@ impl Ledger {
         name: &str,
         targets: &[Ipv4Addr],
         now: Instant,
-    ) -> Option<String> {
-        let mut script = String::new();
+    ) -> Option<Vec<Change>> {
+        let mut changes = Vec::new();
         let held = self.restricted.get_mut(&address)?;
         let fresh = targets.iter().filter(|to| !held.pins.contains_key(to)).count();
         if held.pins.len() + fresh > PINS_PER_SANDBOX_MAX {
@@ -154,7 +147,7 @@ impl Ledger {
                 let stays = pin.until > now;
                 if !stays {
                     // A connection may have kept it open in the kernel.
-                    delete(&mut script, &self.sets.pinned, &format!("{address} . {to}"));
+                    changes.push(Change::Delete(pinned(address, *to, "")));
                 }
                 stays
             });
@@ -165,11 +158,11 @@ impl Ledger {
         let until = now + Duration::from_secs(PIN_S.into());
         for to in targets {
             // One that is there would keep its old end.
-            delete(&mut script, &self.sets.pinned, &format!("{address} . {to}"));
-            add(&mut script, &self.sets.pinned, &pinned(address, *to, name, PIN_S.into()));
+            changes.push(Change::Delete(pinned(address, *to, "")));
+            changes.push(Change::Add(pinned(address, *to, name)));
             held.pins.insert(*to, Pin { name: name.to_owned(), until });
         }
-        Some(script)
+        Some(changes)
     }
 
     /// Open for this name, and for so long that a repeated answer needs no new element.
@@ -180,41 +173,26 @@ impl Ledger {
     }
 }
 
-fn pinned(from: Ipv4Addr, to: Ipv4Addr, name: &str, timeout_s: u64) -> String {
-    // What DNS calls a name may hold quotes and newlines too.
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-    let comment = match plain && name.len() <= COMMENT_BYTES_MAX {
-        true => format!(" comment \"{name}\""),
-        false => String::new(),
-    };
-    format!("{from} . {to} timeout {timeout_s}s{comment}")
+fn pinned(from: Ipv4Addr, to: Ipv4Addr, name: &str) -> Element {
+    Element::Pinned { from, to, name: name.to_owned(), timeout_s: PIN_S }
 }
 
-fn add(script: &mut String, set: &str, element: &str) {
-    let _ = writeln!(script, "add element {set} {{ {element} }}");
-}
-
-/// Fine if it is not there (any more).
-fn delete(script: &mut String, set: &str, element: &str) {
-    let _ = writeln!(script, "add element {set} {{ {element} }}\ndelete element {set} {{ {element} }}");
-}
-
-struct Element<'a> {
+struct ListedElement<'a> {
     value: &'a Value,
     comment: Option<&'a str>,
     expires_s: Option<u64>,
 }
 
-fn elements(listed: &Value) -> impl Iterator<Item = Element<'_>> {
+fn elements(listed: &Value) -> impl Iterator<Item = ListedElement<'_>> {
     let sets = listed["nftables"].as_array().into_iter().flatten();
     sets.filter_map(|entry| entry["set"]["elem"].as_array()).flatten().map(|element| {
         match element.get("elem") {
-            Some(inner) => Element {
+            Some(inner) => ListedElement {
                 value: &inner["val"],
                 comment: inner["comment"].as_str(),
                 expires_s: inner["expires"].as_u64(),
             },
-            None => Element { value: element, comment: None, expires_s: None },
+            None => ListedElement { value: element, comment: None, expires_s: None },
         }
     })
 }

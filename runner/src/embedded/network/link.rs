@@ -32,6 +32,8 @@ use super::{carrier, inside};
 
 /// Its own namespace is new, so nobody else has the number; `lo` is 1.
 pub(super) const INSIDE_INDEX: u32 = 2;
+/// Else one for each processor, and each is a folder in sysfs to be made and removed.
+const QUEUES: u32 = 1;
 
 /// A sandbox's place in the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,12 +136,16 @@ fn cable(device: &str, address: Ipv4Addr, netns: BorrowedFd<'_>) -> Request {
     peer.attributes = vec![
         LinkAttribute::IfName("eth0".into()),
         LinkAttribute::Address(Layout::sandbox_mac(address).to_vec()),
+        LinkAttribute::NumTxQueues(QUEUES),
+        LinkAttribute::NumRxQueues(QUEUES),
         LinkAttribute::NetNsFd(netns.as_raw_fd()),
     ];
     let mut link = LinkMessage::default();
     link.attributes = vec![
         LinkAttribute::IfName(device.to_owned()),
         LinkAttribute::Address(Layout::host_mac(address).to_vec()),
+        LinkAttribute::NumTxQueues(QUEUES),
+        LinkAttribute::NumRxQueues(QUEUES),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),

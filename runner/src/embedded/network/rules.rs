@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::elements::Set;
 use super::layout::{DEVICE_PREFIX, Layout};
 
 /// How long an address that a name was answered with stays open after the last answer, or after the last packet of a
@@ -20,39 +21,24 @@ const PINS_MAX: u32 = 1 << 18;
 /// Never anybody's on the other side of the gateway: this host, loopback, link-local with the clouds' metadata services,
 /// multicast, reserved and broadcast.
 const NOWHERE: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4";
-/// Changes with the types of the sets: those of another version are made anew.
-const SETS_VERSION: u32 = 1;
-
-pub(super) struct Sets {
-    pub(super) restricted: String,
-    pub(super) allowed: String,
-    pub(super) pinned: String,
-}
-
-impl Sets {
-    pub(super) fn of(layout: &Layout) -> Sets {
-        let named = |name: &str| format!("inet {} {name}{SETS_VERSION}", layout.table());
-        Sets { restricted: named("restricted"), allowed: named("allowed"), pinned: named("pinned") }
-    }
-}
-
 /// Makes the table or renews all of it but the elements of the sandboxes' sets. `uplinks` are the devices that lead
 /// beyond this host.
 pub(super) fn script(layout: &Layout, denied: &[Ipv4Net], uplinks: &BTreeSet<String>) -> String {
     let table = layout.table();
     let (ours, gateway, range) = (format!("\"{}*\"", layout.anchor()), layout.gateway(), layout.range());
-    let names = Sets::of(layout);
-    let set = |name: &str| format!("@{}", name.rsplit(' ').next().unwrap_or(name));
-    let (restricted, allowed, pinned) = (set(&names.restricted), set(&names.allowed), set(&names.pinned));
+    let [restricted, allowed, pinned] =
+        [Set::Restricted, Set::Allowed, Set::Pinned].map(|set| format!("@{}", set.name()));
     let mut script = format!(
         "add table inet {table}\n\
-         add set {} {{ type ipv4_addr; }}\n\
-         add set {} {{ type ipv4_addr . ipv4_addr; flags interval; }}\n\
-         add set {} {{ type ipv4_addr . ipv4_addr; size {PINS_MAX}; flags dynamic,timeout; timeout {PIN_S}s; }}\n\
+         add set inet {table} {} {{ type ipv4_addr; }}\n\
+         add set inet {table} {} {{ type ipv4_addr . ipv4_addr; flags interval; }}\n\
+         add set inet {table} {} {{ type ipv4_addr . ipv4_addr; size {PINS_MAX}; flags dynamic,timeout; timeout {PIN_S}s; }}\n\
          add set inet {table} denied {{ type ipv4_addr; flags interval; }}\n\
          add set inet {table} uplinks {{ type ifname; }}\n\
          flush set inet {table} uplinks\n",
-        names.restricted, names.allowed, names.pinned,
+        Set::Restricted.name(),
+        Set::Allowed.name(),
+        Set::Pinned.name(),
     );
     let mut elements = |set: &str, elements: Vec<String>| {
         if !elements.is_empty() {
