@@ -83,7 +83,7 @@ impl Home {
             blanks: Arc::new(Blanks::open(state.join("blanks"), disks.clone(), config.parked)?),
             network,
             layers: LayerStore::open(&config.layers_dir).map_err(io::Error::other)?,
-            mounter: Mounter::new(state.join("scratch")),
+            mounter: Mounter::new(state.join("scratch"), config.attach_layers),
             namespaces: Namespaces::spawn()?,
             timings: Timings::default(),
             trashed: AtomicU64::new(rand::random()),

@@ -33,10 +33,12 @@ pub(super) struct Mounter {
 
 impl Mounter {
     /// `scratch` is a folder of the runtime's own.
-    pub(super) fn new(scratch: PathBuf) -> Mounter {
+    /// `attach_layers`: as older kernels need it, on every kernel.
+    pub(super) fn new(scratch: PathBuf, attach_layers: bool) -> Mounter {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let detached_layers =
             kernel_version(&release).is_some_and(|version| version >= DETACHED_LAYERS_SINCE);
+        let detached_layers = detached_layers && !attach_layers;
         Mounter { scratch, detached_layers, next: AtomicU64::new(0) }
     }
 

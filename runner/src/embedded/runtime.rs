@@ -50,6 +50,8 @@ pub struct EmbeddedConfig {
     pub slots_max: u16,
     /// Processes and threads of one sandbox.
     pub pids_max: u32,
+    /// Stack layers as kernels before 6.15 need it, on newer ones too.
+    pub attach_layers: bool,
     /// Inits, and disks, that are kept ready for the next creates.
     pub parked: usize,
 }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 /// Longer than anything here may take; a test that waits this long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct World {
     pub runner: RunnerHandle,
@@ -114,6 +114,21 @@ impl World {
         waited.unwrap_or_else(|_| {
             panic!("sandbox {number} never came so far: {phase:?}, {:?}", runner.status())
         })
+    }
+
+    /// Takes reports until each of the sandboxes 1 to `count` has been there.
+    pub async fn until_all(&mut self, count: u8, expected: impl Fn(&ReportKind) -> bool) {
+        let mut waiting: std::collections::BTreeSet<u8> = (1..=count).collect();
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !waiting.is_empty() {
+            let report = tokio::time::timeout_at(deadline, self.reports.recv()).await;
+            let report =
+                report.unwrap_or_else(|_| panic!("never came so far: {waiting:?}")).expect("the runner runs");
+            let version = self.record(&report);
+            if version == Some(report.desired_version) && expected(&report.kind) {
+                waiting.retain(|number| sandbox(*number) != report.sandbox_id);
+            }
+        }
     }
 
     pub async fn until_running(&mut self, number: u8) {

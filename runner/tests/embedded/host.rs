@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_api::access::Target;
@@ -65,6 +66,7 @@ impl Host {
             network: NetworkConfig { range, ..NetworkConfig::new(node_id) },
             slots_max: 1000,
             pids_max: 256,
+            attach_layers: false,
             parked: 2,
         };
         let images = Arc::new(Busybox::make(folder.path()));
@@ -88,6 +90,12 @@ impl Host {
         let record = std::fs::read(dirs.next().unwrap().unwrap().path().join("record.json")).unwrap();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
         record["run"]["pid"].as_i64().unwrap()
+    }
+
+    /// The writable layer of the one sandbox, as the host sees it.
+    pub fn upper(&self) -> PathBuf {
+        let mut dirs = std::fs::read_dir(self.config.state_dir.join("sandboxes")).unwrap();
+        dirs.next().unwrap().unwrap().path().join("fs/upper")
     }
 
     /// What of this node's is left on the host.
@@ -114,8 +122,10 @@ impl Host {
     }
 
     /// Whatever a trial has left goes, so that the next one finds a clean host.
-    pub fn clean_up(&self) {
-        self.tokio.block_on(async {
+    pub fn clean_up(self) {
+        // As when the process ends: nobody keeps pools full any more.
+        self.tokio.shutdown_timeout(Duration::from_secs(5));
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
             if let Ok(runtime) = EmbeddedRuntime::open(self.config.clone()) {
                 use atoll_runner::Runtime;
                 let _ = runtime.prepare().await;
@@ -202,6 +212,17 @@ impl Busybox {
         let busybox = Busybox { images: Mutex::default() };
         busybox.pack(folder, IMAGE);
         busybox
+    }
+
+    /// Another image: one with one more layer.
+    pub fn extend(&self, base: &str, reference: &str, layer: Layer) -> Image {
+        let mut images = self.images.lock().unwrap();
+        let (mut image, path) = images[base].clone();
+        image.reference = reference.to_owned();
+        image.id = Some(layer.diff_id);
+        image.layers.push(layer);
+        images.insert(reference.to_owned(), (image.clone(), path));
+        image
     }
 
     /// Another image: this one with a change. Gives its reference.
