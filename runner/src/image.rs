@@ -23,6 +23,22 @@ impl Digest {
         Digest(sha256)
     }
 
+    /// That of `bytes`.
+    pub fn of(bytes: &[u8]) -> Digest {
+        Digest::finish_of({
+            let mut sha256 = ring::digest::Context::new(&ring::digest::SHA256);
+            sha256.update(bytes);
+            sha256
+        })
+    }
+
+    /// What a SHA-256 that was fed piece by piece has come to.
+    pub fn finish_of(sha256: ring::digest::Context) -> Digest {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(sha256.finish().as_ref());
+        Digest(bytes)
+    }
+
     /// 64 digits, fit for a file name.
     pub fn hex(&self) -> String {
         hex::encode(self.0)

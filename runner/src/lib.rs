@@ -21,6 +21,7 @@ pub mod image;
 pub mod mount_dir;
 pub mod remote;
 pub mod runtime;
+pub mod store;
 
 pub use assignment::{Assignment, Report, ReportKind};
 pub use docker::{DockerConfig, DockerRuntime};

@@ -36,7 +36,7 @@ impl BlobReader {
 
     /// Of what was read. The whole tar's only after its end.
     pub fn digest(&self) -> Digest {
-        digest(self.sha256.clone())
+        Digest::finish_of(self.sha256.clone())
     }
 }
 
@@ -49,10 +49,4 @@ impl Read for BlobReader {
         self.sha256.update(&buffer[..count]);
         Ok(count)
     }
-}
-
-pub fn digest(sha256: Context) -> Digest {
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(sha256.finish().as_ref());
-    Digest::new(bytes)
 }

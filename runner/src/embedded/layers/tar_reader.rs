@@ -119,7 +119,9 @@ impl<R: Read> TarReader<R> {
         }
         let (mtime_s, mtime_ns) = match extended.mtime {
             Some(mtime) => mtime,
-            None => (i64::try_from(header.mtime().map_err(malformed)?).unwrap_or(i64::MAX), 0),
+            None => {
+                (i64::try_from(number(&header.as_bytes()[136..148], header.mtime())?).unwrap_or(i64::MAX), 0)
+            }
         };
         Ok(Entry {
             kind,
@@ -127,9 +129,9 @@ impl<R: Read> TarReader<R> {
             link: extended.link.unwrap_or_else(|| {
                 header.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default()
             }),
-            mode: header.mode().map_err(malformed)?,
-            uid: extended.uid.map_or_else(|| header.uid().map_err(malformed), Ok)?,
-            gid: extended.gid.map_or_else(|| header.gid().map_err(malformed), Ok)?,
+            mode: number(&header.as_bytes()[100..108], header.mode())?,
+            uid: extended.uid.map_or_else(|| number(&header.as_bytes()[108..116], header.uid()), Ok)?,
+            gid: extended.gid.map_or_else(|| number(&header.as_bytes()[116..124], header.gid()), Ok)?,
             mtime_s,
             mtime_ns,
             xattrs: extended.xattrs,
@@ -267,6 +269,14 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
         bytes.truncate(end);
     }
     bytes
+}
+
+/// Some writers leave fields empty that mean nothing to them.
+fn number<T: Default>(field: &[u8], parsed: io::Result<T>) -> Result<T, LayerError> {
+    match field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        true => Ok(T::default()),
+        false => parsed.map_err(malformed),
+    }
 }
 
 fn malformed(error: io::Error) -> LayerError {

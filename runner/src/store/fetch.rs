@@ -1,0 +1,434 @@
+//! The store's handle: finds an image's parts wherever they are, and fetches each only once however many ask for it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::Semaphore;
+
+use super::access::{Credentials, Registries};
+use super::blobs::{BlobWriter, Blobs};
+use super::layout::{Layout, read_small};
+use super::manifest::{self, Manifest, Parsed};
+use super::names::{Named, Names, Origin};
+use super::reference::{Reference, Version};
+use super::registry::{Place, RegistryClient};
+use super::{BLOB_BYTES_MAX, CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX, StoreError};
+use crate::image::{Digest, Image, ImageSource};
+use crate::runtime::RuntimeError;
+
+/// At once, all images together.
+const DOWNLOADS_MAX: usize = 6;
+/// Of one image.
+const LAYERS_AT_ONCE: usize = 3;
+/// Remembered blobs of which we know where they can be had.
+const PLACES_MAX: usize = 20_000;
+/// A peer that sends nothing for so long is left.
+const PEER_SILENCE_MAX: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Clone, Default)]
+pub struct StoreConfig {
+    /// Made if it is not there.
+    pub dir: PathBuf,
+    /// OCI layouts, searched read-only.
+    pub seeds: Vec<PathBuf>,
+    pub registries: Registries,
+}
+
+/// The other nodes' stores.
+#[async_trait]
+pub trait Peers: Send + Sync + 'static {
+    /// A blob or manifest from whoever has it: its length and content, not yet checked.
+    async fn blob(&self, digest: &Digest) -> Option<(u64, Box<dyn AsyncRead + Send + Unpin>)>;
+    /// What a name stands for, by the latest answer.
+    async fn name(&self, name: &str) -> Option<Named>;
+}
+
+/// Called often while something is fetched, with a blob's digest, how much of it is there, and its length.
+#[derive(Clone, Default)]
+pub struct Progress(Option<Arc<Tell>>);
+
+type Tell = dyn Fn(&Digest, u64, u64) + Send + Sync;
+
+impl Progress {
+    pub fn new(tell: impl Fn(&Digest, u64, u64) + Send + Sync + 'static) -> Progress {
+        Progress(Some(Arc::new(tell)))
+    }
+
+    pub fn tell(&self, digest: &Digest, written: u64, bytes: u64) {
+        if let Some(tell) = &self.0 {
+            tell(digest, written, bytes);
+        }
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
+/// An image that is here whole.
+#[derive(Debug, Clone)]
+pub struct Pulled {
+    /// The same image for ever, whatever its tag comes to mean: what a snapshot should remember.
+    pub pinned: String,
+    /// Of the manifest for this platform.
+    pub digest: Digest,
+    pub image: Image,
+    /// Of all its layers as they are stored.
+    pub bytes: u64,
+}
+
+/// A handle; as many as one likes.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    blobs: Blobs,
+    names: Names,
+    seeds: Vec<Layout>,
+    registry: RegistryClient,
+    peers: OnceLock<Arc<dyn Peers>>,
+    flights: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    places: Mutex<HashMap<Digest, (Place, u64)>>,
+    downloads: Semaphore,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("blobs", &self.blobs).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Blocks on the disk for a moment.
+    pub fn open(config: StoreConfig) -> Result<Store, StoreError> {
+        Ok(Store(Arc::new(Inner {
+            blobs: Blobs::open(&config.dir)?,
+            names: Names::open(&config.dir)?,
+            seeds: config.seeds.iter().map(|dir| Layout::at(dir)).collect(),
+            registry: RegistryClient::new(Arc::new(config.registries))?,
+            peers: OnceLock::new(),
+            flights: Mutex::default(),
+            places: Mutex::default(),
+            downloads: Semaphore::new(DOWNLOADS_MAX),
+        })))
+    }
+
+    /// From now on other nodes are asked, too. Only the first call counts.
+    pub fn set_peers(&self, peers: Arc<dyn Peers>) {
+        let _ = self.0.peers.set(peers);
+    }
+
+    pub(super) fn blobs(&self) -> &Blobs {
+        &self.0.blobs
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.0.names
+    }
+
+    /// A blob or manifest that is on this machine, with its length.
+    pub fn open_here(&self, digest: &Digest) -> Option<(File, u64)> {
+        let own = self.0.blobs.open_blob(digest);
+        own.or_else(|| self.0.seeds.iter().find_map(|seed| seed.open_blob(digest)))
+    }
+
+    /// What a whole name stands for on this machine.
+    pub fn name_here(&self, name: &Reference) -> Option<Named> {
+        let seeded = || {
+            let digest = self.0.seeds.iter().find_map(|seed| seed.find(name))?;
+            Some(Named { name: name.to_string(), digest, origin: Origin::Given, set_ms: 0 })
+        };
+        self.0.names.get(name).or_else(seeded)
+    }
+
+    pub fn names_here(&self) -> Result<Vec<Named>, StoreError> {
+        Ok(self.0.names.list()?)
+    }
+
+    /// A new blob, to be written and finished.
+    pub fn writer(&self) -> Result<BlobWriter, StoreError> {
+        Ok(self.0.blobs.writer(BLOB_BYTES_MAX)?)
+    }
+
+    pub async fn put_bytes(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let mut writer = self.writer()?;
+        writer.write(bytes).await?;
+        Ok(writer.finish(None).await?.0)
+    }
+
+    /// Takes a manifest or an index whose parts are all here.
+    pub async fn put_manifest(&self, json: &[u8]) -> Result<(Digest, Parsed), StoreError> {
+        let parsed = Parsed::read(json)?;
+        if let Some(missing) = parsed.references().iter().find(|digest| self.open_here(digest).is_none()) {
+            return Err(StoreError::NotFound(format!(
+                "the manifest speaks of {missing}, which was not pushed"
+            )));
+        }
+        Ok((self.put_bytes(json).await?, parsed))
+    }
+
+    /// From now on `name` (with a tag) stands for `digest`.
+    pub fn set_name(&self, name: &Reference, digest: Digest, origin: Origin) -> Result<(), StoreError> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let set_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        Ok(self.0.names.set(&Named { name: name.to_string(), digest, origin, set_ms })?)
+    }
+
+    pub fn remove_name(&self, name: &Reference) -> Result<bool, StoreError> {
+        Ok(self.0.names.remove(&name.to_string())?)
+    }
+
+    /// What `reference` stands for: a name, or `sha256:…` of a manifest. Its layers may still be elsewhere; to open one
+    /// fetches it. A tag that is known here is not asked for again.
+    pub async fn resolve(&self, reference: &str) -> Result<Image, StoreError> {
+        let (name, place) = self.read_reference(reference, None)?;
+        let top = match &name.version {
+            Version::Digest(digest) => *digest,
+            Version::Tag(_) => self.find_name(&name, place.as_ref()).await?,
+        };
+        Ok(self.read_image(reference, top, place.as_ref()).await?.2)
+    }
+
+    /// Brings a whole image here. A registry is asked every time what its tag stands for and whether these credentials
+    /// may have it; so nobody gets a private image because somebody else had it fetched.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        credentials: Option<Credentials>,
+        progress: Progress,
+    ) -> Result<Pulled, StoreError> {
+        let (name, place) = self.read_reference(reference, credentials)?;
+        let given = self.name_here(&name).filter(|named| named.origin == Origin::Given);
+        let (place, top) = match (&name.version, given, place) {
+            (_, Some(given), _) => (None, given.digest),
+            (Version::Digest(digest), None, None) => (None, *digest),
+            (Version::Tag(_), None, None) => (None, self.find_name(&name, None).await?),
+            (_, None, Some(place)) => {
+                let json = self.0.registry.manifest(&place, &name.version).await?;
+                let digest = self.put_bytes(&json).await?;
+                (Some(place), digest)
+            }
+        };
+        let (digest, manifest, image) = self.read_image(reference, top, place.as_ref()).await?;
+        let layers = futures_util::stream::iter(
+            manifest
+                .layers
+                .iter()
+                .map(|layer| self.fetch(layer.digest, Some(layer.size), place.clone(), &progress)),
+        );
+        let mut layers = layers.buffer_unordered(LAYERS_AT_ONCE);
+        while let Some(fetched) = layers.next().await {
+            fetched?;
+        }
+        if place.is_some() && matches!(name.version, Version::Tag(_)) {
+            self.set_name(&name, top, Origin::Fetched)?;
+        }
+        let pinned = name.pinned(digest);
+        // So that its blobs have a root to hang on until somebody claims them.
+        self.set_name(&pinned, digest, if place.is_some() { Origin::Fetched } else { Origin::Given })?;
+        Ok(Pulled {
+            pinned: pinned.to_string(),
+            digest,
+            image,
+            bytes: manifest.layers.iter().map(|layer| layer.size).sum(),
+        })
+    }
+
+    /// A blob, from wherever it can be had. `None` for `bytes` when only this machine and peers shall be asked.
+    pub(super) async fn fetch(
+        &self,
+        digest: Digest,
+        bytes: Option<u64>,
+        place: Option<Place>,
+        progress: &Progress,
+    ) -> Result<(File, u64), StoreError> {
+        if let Some(here) = self.open_here(&digest) {
+            return Ok(here);
+        }
+        let flight = self.0.flight(digest);
+        let fetched = {
+            let _alone = flight.lock().await;
+            match self.open_here(&digest) {
+                Some(here) => Ok(here),
+                None => self.fetch_alone(digest, bytes, place, progress).await,
+            }
+        };
+        drop(flight);
+        self.0.land(digest);
+        fetched
+    }
+
+    async fn fetch_alone(
+        &self,
+        digest: Digest,
+        bytes: Option<u64>,
+        place: Option<Place>,
+        progress: &Progress,
+    ) -> Result<(File, u64), StoreError> {
+        let _permit = self.0.downloads.acquire().await;
+        if let Err(error) = self.fetch_from_peers(digest, progress).await {
+            tracing::info!(%digest, %error, "no other node gave the blob");
+        }
+        if let Some(here) = self.open_here(&digest) {
+            return Ok(here);
+        }
+        let (Some(place), Some(bytes)) = (place, bytes) else {
+            return Err(StoreError::NotFound(format!("no node has {digest}: pull or push the image again")));
+        };
+        if bytes > BLOB_BYTES_MAX {
+            return Err(StoreError::Bad(format!("a layer is larger than {BLOB_BYTES_MAX} bytes")));
+        }
+        let mut writer = self.0.blobs.continue_writing(&digest, bytes).await?;
+        self.0.registry.blob(&place, &digest, bytes, &mut writer, progress).await?;
+        writer.finish(Some(&digest)).await?;
+        self.open_here(&digest).ok_or_else(|| StoreError::NotFound(format!("{digest} was removed at once")))
+    }
+
+    async fn fetch_from_peers(&self, digest: Digest, progress: &Progress) -> Result<(), StoreError> {
+        let Some(peers) = self.0.peers.get() else { return Ok(()) };
+        let Some((bytes, mut reader)) = peers.blob(&digest).await else { return Ok(()) };
+        let mut writer = self.0.blobs.writer(bytes.min(BLOB_BYTES_MAX))?;
+        let mut chunk = vec![0; 128 * 1024];
+        loop {
+            let read = tokio::time::timeout(PEER_SILENCE_MAX, reader.read(&mut chunk)).await;
+            let count =
+                read.map_err(|_| StoreError::Unreachable("another node fell silent".to_owned()))??;
+            if count == 0 {
+                break;
+            }
+            writer.write(&chunk[..count]).await?;
+            progress.tell(&digest, writer.written(), bytes);
+        }
+        writer.finish(Some(&digest)).await.map(|_| ())
+    }
+
+    fn read_reference(
+        &self,
+        text: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<(Reference, Option<Place>), StoreError> {
+        if let Ok(digest) = text.parse::<Digest>() {
+            let reference = Reference {
+                host: super::LOCAL_HOST.to_owned(),
+                repository: "by-digest".to_owned(),
+                version: Version::Digest(digest),
+            };
+            return Ok((reference, None));
+        }
+        let reference: Reference = text.parse()?;
+        let place = (!reference.is_local()).then(|| self.0.registry.place(&reference, credentials));
+        Ok((reference, place))
+    }
+
+    async fn find_name(&self, name: &Reference, place: Option<&Place>) -> Result<Digest, StoreError> {
+        if let Some(named) = self.name_here(name) {
+            return Ok(named.digest);
+        }
+        if let Some(peers) = self.0.peers.get()
+            && let Some(named) = peers.name(&name.to_string()).await
+        {
+            return Ok(named.digest);
+        }
+        let Some(place) = place else {
+            return Err(StoreError::NotFound(format!("no node knows the image {name}: push it first")));
+        };
+        let json = self.0.registry.manifest(place, &name.version).await?;
+        let digest = self.put_bytes(&json).await?;
+        self.set_name(name, digest, Origin::Fetched)?;
+        Ok(digest)
+    }
+
+    /// The manifest for this platform with its digest, and the image.
+    pub(super) async fn read_image(
+        &self,
+        reference: &str,
+        top: Digest,
+        place: Option<&Place>,
+    ) -> Result<(Digest, Manifest, Image), StoreError> {
+        let (digest, manifest) = match Parsed::read(&self.manifest_json(top, place).await?)? {
+            Parsed::Manifest(manifest) => (top, manifest),
+            Parsed::Index(index) => {
+                let digest = index.here()?.digest;
+                match Parsed::read(&self.manifest_json(digest, place).await?)? {
+                    Parsed::Manifest(manifest) => (digest, manifest),
+                    Parsed::Index(_) => {
+                        return Err(StoreError::Bad(format!("{reference} is an index of indexes")));
+                    }
+                }
+            }
+        };
+        if manifest.config.size > CONFIG_BYTES_MAX {
+            return Err(StoreError::Bad(format!("the configuration of {reference} is too large")));
+        }
+        let config = manifest.config.digest;
+        let (file, _) =
+            self.fetch(config, Some(manifest.config.size), place.cloned(), &Progress::default()).await?;
+        let image = manifest::image(reference, &manifest, &read_small(file, &config, CONFIG_BYTES_MAX)?)?;
+        if let Some(place) = place {
+            self.0.remember(place, &manifest);
+        }
+        Ok((digest, manifest, image))
+    }
+
+    async fn manifest_json(&self, digest: Digest, place: Option<&Place>) -> Result<Vec<u8>, StoreError> {
+        // A manifest is no blob to a registry, so this asks only here and at peers.
+        let found = match (self.fetch(digest, None, None, &Progress::default()).await, place) {
+            (Err(StoreError::NotFound(_)), Some(place)) => {
+                let json = self.0.registry.manifest(place, &Version::Digest(digest)).await?;
+                self.put_bytes(&json).await?;
+                return Ok(json);
+            }
+            (found, _) => found?,
+        };
+        read_small(found.0, &digest, MANIFEST_BYTES_MAX)
+    }
+}
+
+impl Inner {
+    fn flight(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner).entry(digest).or_default().clone()
+    }
+
+    /// Forgets a fetch that nobody waits for any more.
+    fn land(&self, digest: Digest) {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if flights.get(&digest).is_some_and(|flight| Arc::strong_count(flight) == 1) {
+            flights.remove(&digest);
+        }
+    }
+
+    fn remember(&self, place: &Place, manifest: &Manifest) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.len() + manifest.layers.len() > PLACES_MAX {
+            places.clear();
+        }
+        for layer in &manifest.layers {
+            places.insert(layer.digest, (place.clone(), layer.size));
+        }
+    }
+
+    fn place_of(&self, digest: &Digest) -> Option<(Place, u64)> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+    }
+}
+
+#[async_trait]
+impl ImageSource for Store {
+    async fn resolve(&self, reference: &str) -> Result<Image, RuntimeError> {
+        Ok(Store::resolve(self, reference).await?)
+    }
+
+    async fn open(&self, blob: &Digest) -> Result<File, RuntimeError> {
+        let (place, bytes) = self.0.place_of(blob).unzip();
+        Ok(self.fetch(*blob, bytes, place, &Progress::default()).await?.0)
+    }
+}
