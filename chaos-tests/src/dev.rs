@@ -47,6 +47,8 @@ pub struct DevCluster {
     pub ready: Ready,
     /// Nodes that were started again here, with their index; the last one of a node is its process.
     restarted: Mutex<Vec<(usize, Child)>>,
+    /// Runners that were started again here.
+    runners: Mutex<Vec<Child>>,
 }
 
 impl DevCluster {
@@ -86,7 +88,7 @@ impl DevCluster {
             }
             std::thread::sleep(LOOK_EVERY);
         };
-        Ok(DevCluster { dev, dir, ready, restarted: Mutex::default() })
+        Ok(DevCluster { dev, dir, ready, restarted: Mutex::default(), runners: Mutex::default() })
     }
 
     pub fn node(&self, index: usize) -> &ReadyNode {
@@ -152,6 +154,63 @@ impl DevCluster {
         Ok(())
     }
 
+    /// The process that owns a node's sandboxes.
+    pub fn runner_pid(&self, index: usize) -> Result<u32> {
+        let path = self.runner_dir(index).join("runner.pid");
+        let pid = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        pid.trim().parse().context("parse the runner's pid")
+    }
+
+    pub fn runner_socket(&self, index: usize) -> PathBuf {
+        self.runner_dir(index).join("runner.sock")
+    }
+
+    fn runner_dir(&self, index: usize) -> PathBuf {
+        self.node(index).data_dir.with_extension("runner")
+    }
+
+    /// SIGKILL to the runner of a node, which itself goes on; waits until it is gone.
+    pub fn kill_runner(&self, index: usize) -> Result<()> {
+        let pid = self.runner_pid(index)?;
+        signal(pid, "KILL")?;
+        let deadline = Instant::now() + STOP_DEADLINE;
+        while !gone(pid) {
+            if Instant::now() > deadline {
+                bail!("the runner of node {index} does not die");
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        Ok(())
+    }
+
+    /// Starts a killed runner again. Does not wait until it serves.
+    pub fn restart_runner(&self, index: usize) -> Result<()> {
+        let command = &self.node(index).restart_command;
+        let [program, .., config] = command.as_slice() else { bail!("no restart command") };
+        let log = self.runner_dir(index).join("runner.log");
+        let log = fs::OpenOptions::new().append(true).create(true).open(log)?;
+        let child = Command::new(program)
+            .args(["runner", "--config", config])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("restart a runner")?;
+        self.runners.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+        Ok(())
+    }
+
+    /// SIGKILL to `atoll dev` itself, which can then stop nothing any more. Gives the pids of what it has started.
+    pub fn kill_dev(&mut self) -> Result<Vec<u32>> {
+        let mut pids: Vec<u32> = (0..self.ready.nodes.len()).map(|index| self.pid(index)).collect();
+        for index in 0..self.ready.nodes.len() {
+            pids.push(self.runner_pid(index)?);
+        }
+        self.dev.kill()?;
+        self.dev.wait()?;
+        Ok(pids)
+    }
+
     /// Everything that the nodes have logged so far, for the message of a failed test.
     pub fn logs(&self) -> String {
         let log = |node: &ReadyNode| {
@@ -169,8 +228,17 @@ impl DevCluster {
 
 impl Drop for DevCluster {
     fn drop(&mut self) {
-        let DevCluster { dev, restarted, dir, .. } = self;
-        let ended = terminate(dev, || reap(restarted));
+        let DevCluster { dev, restarted, runners, dir, .. } = self;
+        if matches!(dev.try_wait(), Ok(Some(_))) {
+            // A test has killed it.
+            return;
+        }
+        let ended = terminate(dev, || {
+            reap(restarted);
+            for runner in runners.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+                let _ = runner.try_wait();
+            }
+        });
         if !matches!(ended, Ok(true)) {
             let log = fs::read_to_string(dir.path().join("dev.log")).unwrap_or_default();
             eprintln!("atoll dev did not stop cleanly ({ended:?}):\n{log}");
@@ -212,7 +280,7 @@ fn signal_all(pids: &[u32], name: &str) -> Result<()> {
 }
 
 /// Gone, or a zombie that its parent has not reaped yet.
-fn gone(pid: u32) -> bool {
+pub fn gone(pid: u32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
         Err(_) => true,

@@ -23,12 +23,12 @@ use atoll_mesh::stream::GroupName;
 use atoll_runner::{EngineImages, Runner, RunnerConfig, RunnerHandle};
 use atoll_ssh::{SshConfig, SshServer};
 use bytes::Bytes;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::activity::Activity;
 use crate::admission::{Admission, Membership};
@@ -48,7 +48,9 @@ use crate::local::LocalSandboxes;
 use crate::owner::Owner;
 use crate::peers::{Load, Peers};
 use crate::rest::{self, Component, Readiness};
+use crate::runner;
 use crate::runtimes;
+use crate::service_manager;
 use crate::streams::{Services, Streams};
 use crate::trust::{Renewal, cluster_ca};
 
@@ -65,7 +67,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let layout = config.layout();
     private_dir(&config.data_dir).context("make the data folder private")?;
     let _lock = lock(&layout)?;
-    let files_max = raise_file_limit();
+    let files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     std::fs::write(layout.pid_file(), std::process::id().to_string()).context("write the pid file")?;
 
     // Trust.
@@ -79,8 +81,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let secret = Arc::new(secret.context("the cluster secret is missing beside the identity")?);
     let me = identity.node_id();
 
-    // Sandboxes first in order, since nothing can be served without what runs them.
-    let runtime = runtimes::docker(me, &config.runtime.image)?;
+    // Sandboxes first in order, since nothing can be served without what runs them. It is another process.
+    let runtime = runner::remote(&config);
 
     // Mesh.
     let membership = Arc::new(Membership { first_peers: first_peers(&layout)?, cluster: OnceLock::new() });
@@ -238,6 +240,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let edge_tls = config.listen.https.map(|_| Arc::new(edge_server_config(public.clone())));
     let edge = Edge::start(edge_config, edge_tls, directory, dial).context("open the edge")?;
     serving.store(true, Ordering::Release);
+    service_manager::notify_ready();
     info!(http = %config.listen.http, ssh = %config.listen.ssh, mesh = %config.listen.mesh, "node serves");
 
     let died = tokio::select! {
@@ -308,16 +311,6 @@ fn lock(layout: &Layout) -> Result<std::fs::File> {
     rustix::fs::flock(file.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .with_context(|| format!("{} is in use by another node process", path.display()))?;
     Ok(file)
-}
-
-/// Every connection costs descriptors, and the log and the runtime must never find none left.
-fn raise_file_limit() -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        warn!(%error, "cannot raise the limit of open files");
-    }
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// A visitor costs up to four descriptors: its own connection, both ends of one to the API, one into a sandbox.

@@ -22,6 +22,8 @@ pub enum Command {
     /// Run this machine's node, or join it to a cluster.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Own this machine's sandboxes, as root, on behalf of its node.
+    Runner(RunnerArgs),
     /// Found a cluster, invite nodes, look at it.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -37,15 +39,41 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
     /// Run the node that `cluster init` or `node join` made.
-    Start(ConfigArg),
+    Start(StartArgs),
     /// Join a cluster with a token, then run the node.
     Join(JoinArgs),
 }
 
 #[derive(Debug, Args)]
-pub struct ConfigArg {
+pub struct StartArgs {
     #[arg(long, value_name = "FILE", default_value = "/etc/atoll/node.toml")]
     pub config: PathBuf,
+    #[command(flatten)]
+    pub life: LifeArgs,
+}
+
+// How a node's process is tied to others. (Not a doc comment: clap would show it as a subcommand's help.)
+#[derive(Debug, Args)]
+pub struct LifeArgs {
+    /// Start this node's `atoll runner` too, which ends with the node; for tries, as root.
+    #[arg(long)]
+    pub with_runner: bool,
+    /// End when this process, which must be the parent, has ended.
+    #[arg(long, value_name = "PID", hide = true)]
+    pub parent: Option<i32>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunnerArgs {
+    /// The node's own configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/atoll/node.toml")]
+    pub config: PathBuf,
+    /// End when this process, which must be the parent, has ended.
+    #[arg(long, value_name = "PID", hide = true)]
+    pub parent: Option<i32>,
+    /// Remove every sandbox then.
+    #[arg(long, hide = true, requires = "parent")]
+    pub remove_with_parent: bool,
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +95,8 @@ pub struct JoinArgs {
     /// Join, write identity and configuration, and don't run.
     #[arg(long)]
     pub no_start: bool,
+    #[command(flatten)]
+    pub life: LifeArgs,
 }
 
 // A configuration from a few options, for a first try. (Not a doc comment: clap would show it as a subcommand's help.)
@@ -87,6 +117,9 @@ pub struct MakeConfigArgs {
     pub image: String,
     #[arg(long, default_value_t = crate::config::default_preview_domain())]
     pub preview_domain: String,
+    /// The user that the node is to run as: a name, or a number that needs no entry anywhere.
+    #[arg(long, value_name = "USER")]
+    pub node_user: Option<crate::account::Account>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -143,8 +176,9 @@ pub struct DevArgs {
     /// Nodes are dealt to these in turn.
     #[arg(long, value_delimiter = ',', default_value = "local")]
     pub regions: Vec<RegionName>,
-    #[arg(long, default_value = "docker", value_parser = ["docker"])]
-    pub runtime: String,
+    /// What runs the sandboxes.
+    #[arg(long, value_enum, default_value_t)]
+    pub runtime: crate::config::RuntimeKind,
     /// Node i takes base + 10 × i: http, +1 https, +2 ssh, +3 mesh.
     #[arg(long, default_value_t = 9100)]
     pub base_port: u16,

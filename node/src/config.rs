@@ -9,6 +9,8 @@ use atoll_api::sandbox::Resources;
 use atoll_consensus::state::cluster::{NodeAddresses, NodeCapacity};
 use serde::{Deserialize, Serialize};
 
+use crate::account::Account;
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -61,12 +63,37 @@ pub struct Advertise {
     pub mesh: Option<String>,
 }
 
+/// What runs sandboxes. Read by `atoll node` and by `atoll runner`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct RuntimeConfig {
+    pub kind: RuntimeKind,
     /// The image of the default snapshot, as `deploy/base/build.sh` made it.
-    #[serde(default = "default_image")]
     pub image: String,
+    /// Where the runner listens for its node. Default: `runner.sock` in the state folder.
+    pub socket: Option<PathBuf>,
+    /// The runner's own folder, root's and not below `data_dir`. Default: `<data_dir>.runner`.
+    pub state_dir: Option<PathBuf>,
+    /// Unpacked image layers; the runners of one host may share them. Default: `layers` in the state folder.
+    pub layers_dir: Option<PathBuf>,
+    /// Folders with OCI layouts that images may come from beside the node's own store. They are only read.
+    pub seeds: Vec<PathBuf>,
+    /// The user `atoll node` runs as: a name, or a number that needs no entry anywhere. A node that root starts becomes
+    /// this user; the runner serves nobody else but root. Default: root, which is for tries only.
+    pub node_user: Option<Account>,
+    /// IPv4 network of the sandboxes; must be free on this host. Each node of one host needs its own.
+    pub network: String,
+    /// From here on, sandbox by sandbox, 65536 user ids of the host belong to the users inside. Each node of one host
+    /// needs its own, `65536 × capacity.sandboxes_max` of them.
+    pub uid_base: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeKind {
+    /// Containers of a Docker Engine on this host.
+    #[default]
+    Docker,
 }
 
 /// What this node promises to sandboxes. CPU and memory are overcommitted: most sandboxes are idle most of the time.
@@ -116,9 +143,22 @@ impl Default for Timing {
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        RuntimeConfig { image: default_image() }
+        RuntimeConfig {
+            kind: RuntimeKind::default(),
+            image: default_image(),
+            socket: None,
+            state_dir: None,
+            layers_dir: None,
+            seeds: Vec::new(),
+            node_user: None,
+            network: "10.88.0.0/16".into(),
+            uid_base: UID_BASE,
+        }
     }
 }
+
+/// Above the users of people, directories and other container engines.
+pub const UID_BASE: u32 = 1 << 28;
 
 pub fn default_preview_domain() -> String {
     "preview.localhost".into()
@@ -150,6 +190,13 @@ impl Config {
             && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
         ensure!(name_ok, "name must be 1 to 63 of A-Z, a-z, 0-9, - and .");
         ensure!(self.data_dir.is_absolute(), "data_dir must be an absolute path");
+        let state_dir = self.state_dir();
+        ensure!(state_dir.is_absolute(), "runtime.state_dir must be an absolute path");
+        ensure!(
+            !state_dir.starts_with(&self.data_dir) && !self.data_dir.starts_with(&state_dir),
+            "runtime.state_dir is the runner's and data_dir the node's: neither may lie in the other"
+        );
+        ensure!(self.socket().is_absolute(), "runtime.socket must be an absolute path");
         let domain_ok = !self.preview_domain.is_empty()
             && self.preview_domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
         ensure!(domain_ok, "preview_domain must be a host name without a port");
@@ -193,6 +240,20 @@ impl Config {
     /// Where `data_dir` is, or will be.
     pub fn free_disk_gib(&self) -> u32 {
         free_disk_gib(&self.data_dir)
+    }
+
+    /// The runner's own folder.
+    pub fn state_dir(&self) -> PathBuf {
+        self.runtime.state_dir.clone().unwrap_or_else(|| {
+            let mut name = self.data_dir.clone().into_os_string();
+            name.push(".runner");
+            name.into()
+        })
+    }
+
+    /// Where the runner listens for its node.
+    pub fn socket(&self) -> PathBuf {
+        self.runtime.socket.clone().unwrap_or_else(|| self.state_dir().join("runner.sock"))
     }
 
     pub fn layout(&self) -> Layout {
@@ -284,6 +345,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_for_systemd_is_right() {
+        let config: Config = toml::from_str(include_str!("../../deploy/systemd/node.toml")).unwrap();
+
+        config.check().unwrap();
+        assert!(config.runtime.node_user.is_some());
+    }
+
+    #[test]
     fn a_misspelt_setting_is_an_error() {
         assert!(parsed("[timing]\nnode_down_after = 3").is_err());
     }
@@ -296,8 +365,18 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_survives_saving() {
+    fn the_runners_folder_is_beside_the_nodes_and_never_within() {
         let config = parsed("").unwrap();
+
+        assert_eq!(config.socket(), PathBuf::from("/var/lib/atoll.runner/runner.sock"));
+        for state_dir in ["/var/lib/atoll/runner", "/var/lib"] {
+            assert!(parsed(&format!("[runtime]\nstate_dir = {state_dir:?}")).is_err(), "{state_dir}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_survives_saving() {
+        let config = parsed("[runtime]\nnode_user = 61900").unwrap();
 
         let text = toml::to_string_pretty(&config).unwrap();
 

@@ -1,30 +1,31 @@
 //! `atoll dev`: a throwaway cluster on this machine, each node its own process. Tools outside the project rely on
 //! the ready file to the letter.
 //!
-//!   configure ─▶ found n1 ─▶ start n1 ─▶ token ─▶ join all others at once ─▶ voters settled ─▶ ready file
-//!   SIGTERM ─▶ stop every node, also one that was started again by hand ─▶ remove every sandbox ─▶ remove the data
+//!   configure ─▶ runners ─▶ found n1 ─▶ start n1 ─▶ token ─▶ join all others at once ─▶ voters settled ─▶ ready file
+//!   SIGTERM ─▶ stop every node, also one that was started again by hand ─▶ remove every sandbox ─▶ stop every runner ─▶
+//!   remove the data. All of them end by themselves, and the sandboxes with them, when `dev` itself is killed.
 
+mod member;
+
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use atoll_api::ids::NodeId;
 use atoll_certs::identity::NodeIdentity;
-use atoll_runner::Runtime;
-use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
-use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{ApiArgs, DevArgs, MakeConfigArgs};
+use crate::cli::{ApiArgs, DevArgs};
 use crate::client::Client;
-use crate::config::Config;
-use crate::{founding, make_config, runtimes};
+use crate::founding;
+use member::Member;
 
 const NODES_MAX: usize = 16;
 const PORTS_PER_NODE: u16 = 10;
 const READY_DEADLINE: Duration = Duration::from_secs(60);
-const STOP_DEADLINE: Duration = Duration::from_secs(15);
+const LOOK_AFTER_RUNNERS_EVERY: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(30);
 /// The token in the ready file's join command.
 const JOIN_TTL_S: u64 = 24 * 3600;
@@ -55,12 +56,6 @@ struct ReadyNode {
     restart_command: Vec<String>,
 }
 
-struct DevNode {
-    config: Config,
-    config_path: PathBuf,
-    child: Option<Child>,
-}
-
 pub async fn run(args: DevArgs, cancel: CancellationToken) -> Result<()> {
     ensure!((1..=NODES_MAX).contains(&args.nodes), "--nodes must be 1 to {NODES_MAX}");
     ensure!(!args.regions.is_empty(), "--regions needs at least one name");
@@ -75,27 +70,25 @@ pub async fn run(args: DevArgs, cancel: CancellationToken) -> Result<()> {
 }
 
 /// Brings the cluster up and stays until it is told to stop. What is to be cleaned up is in `nodes`.
-async fn serve(args: &DevArgs, nodes: &mut [DevNode], cancel: &CancellationToken) -> Result<()> {
+async fn serve(args: &DevArgs, nodes: &mut [Member], cancel: &CancellationToken) -> Result<()> {
     let began = Instant::now();
+    for node in nodes.iter_mut() {
+        node.start_runner()?;
+    }
     let founded = founding::found(&nodes[0].config).context("found the cluster")?;
-    let api = |node: &DevNode| ApiArgs {
+    let api = |node: &Member| ApiArgs {
         api_url: format!("http://{}/api", node.config.listen.http),
         api_key: founded.api_key.reveal().to_owned(),
         ca_cert: None,
     };
-    let start = ["node", "start", "--config"].map(str::to_owned);
-    let path = nodes[0].config_path.display().to_string();
-    nodes[0].child = Some(spawn(&nodes[0], start.into_iter().chain([path]), None)?);
+    nodes[0].start_node(&[], None)?;
     let first = Client::new(&api(&nodes[0]))?;
     until_ready(&mut nodes[..1], cancel).await?;
     let token = first.join_token(JOIN_TTL_S, JOIN_USES).await.context("make a join token")?;
     let peer = nodes[0].config.addresses().mesh;
     for node in &mut nodes[1..] {
-        let path = node.config_path.display().to_string();
-        let region = node.config.region.as_str();
-        let arguments =
-            ["node", "join", "--peer", &peer, "--region", region, "--config", &path].map(str::to_owned);
-        node.child = Some(spawn(node, arguments.into_iter(), Some(&token))?);
+        let region = node.config.region.to_string();
+        node.start_node(&["--peer", &peer, "--region", &region], Some(&token))?;
     }
     until_ready(nodes, cancel).await?;
     until_voters_settle(&first, nodes, cancel).await?;
@@ -116,6 +109,8 @@ async fn serve(args: &DevArgs, nodes: &mut [DevNode], cancel: &CancellationToken
             token,
             "--region".into(),
             nodes[0].config.region.to_string(),
+            // Nobody else starts one for it.
+            "--with-runner".into(),
         ],
         nodes: nodes.iter().map(ready_node).collect::<Result<_>>()?,
     };
@@ -136,8 +131,13 @@ async fn serve(args: &DevArgs, nodes: &mut [DevNode], cancel: &CancellationToken
     if args.ready_file.is_none() {
         println!("{}", serde_json::to_string_pretty(&ready)?);
     }
-    cancel.cancelled().await;
-    Ok(())
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            () = tokio::time::sleep(LOOK_AFTER_RUNNERS_EVERY) => {}
+        }
+        nodes.iter_mut().for_each(Member::report_dead_runner);
+    }
 }
 
 fn data_dir(args: &DevArgs) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
@@ -150,60 +150,25 @@ fn data_dir(args: &DevArgs) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
         None => {
             let dir =
                 tempfile::Builder::new().prefix("atoll-dev-").tempdir().context("make a temporary folder")?;
+            // Each node is a user of its own and passes through here.
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711))?;
             Ok((dir.path().to_owned(), Some(dir)))
         }
     }
 }
 
-fn configure(args: &DevArgs, root: &Path) -> Result<Vec<DevNode>> {
-    (0..args.nodes)
-        .map(|index| {
-            let name = format!("n{}", index + 1);
-            let data_dir = root.join(&name);
-            ensure!(
-                NodeIdentity::load(&data_dir.join("identity"))?.is_none(),
-                "{} holds a node of an earlier run; remove it or choose another --data-dir",
-                data_dir.display()
-            );
-            let make = MakeConfigArgs {
-                name: Some(name),
-                data_dir,
-                address: args.address,
-                base_port: args.base_port + index as u16 * PORTS_PER_NODE,
-                image: args.image.clone(),
-                preview_domain: crate::config::default_preview_domain(),
-            };
-            let region = &args.regions[index % args.regions.len()];
-            let (config, config_path) = make_config::given_or_made(None, &make, region)?;
-            Ok(DevNode { config, config_path, child: None })
-        })
-        .collect()
+fn configure(args: &DevArgs, root: &Path) -> Result<Vec<Member>> {
+    (0..args.nodes).map(|index| Member::configure(args, root, index)).collect()
 }
 
-/// The token travels in the environment: every user of the machine may read a command line.
-fn spawn(node: &DevNode, arguments: impl Iterator<Item = String>, join_token: Option<&str>) -> Result<Child> {
-    let log_path = node.config.data_dir.join("node.log");
-    let log = std::fs::File::create(&log_path).with_context(|| format!("create {}", log_path.display()))?;
-    Command::new(own_program()?)
-        .args(arguments)
-        .envs(join_token.map(|token| ("ATOLL_JOIN_TOKEN", token)))
-        .stdin(std::process::Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        // Ctrl-C at the terminal is for `dev`, which then stops the nodes in order.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("start node {}", node.config.name))
-}
-
-async fn until_ready(nodes: &mut [DevNode], cancel: &CancellationToken) -> Result<()> {
+async fn until_ready(nodes: &mut [Member], cancel: &CancellationToken) -> Result<()> {
     let http = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
     let deadline = Instant::now() + READY_DEADLINE;
     for node in nodes {
         let url = format!("http://{}/api/health/ready", node.config.listen.http);
         loop {
-            if let Some(status) = node.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
-                bail!("node {} ended with {status}:\n{}", node.config.name, log_tail(node));
+            if let Some(ended) = node.ended_early() {
+                bail!("{ended}");
             }
             // After the look at our own child: the port may be held by somebody else's node.
             if http.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
@@ -214,7 +179,7 @@ async fn until_ready(nodes: &mut [DevNode], cancel: &CancellationToken) -> Resul
                     "node {} is not ready after {} s:\n{}",
                     node.config.name,
                     READY_DEADLINE.as_secs(),
-                    log_tail(node)
+                    node.log_tail()
                 );
             }
             pause(cancel).await?;
@@ -224,7 +189,7 @@ async fn until_ready(nodes: &mut [DevNode], cancel: &CancellationToken) -> Resul
 }
 
 /// A test that kills a leader right after the start must find the voters that the documents promise.
-async fn until_voters_settle(first: &Client, nodes: &[DevNode], cancel: &CancellationToken) -> Result<()> {
+async fn until_voters_settle(first: &Client, nodes: &[Member], cancel: &CancellationToken) -> Result<()> {
     let deadline = Instant::now() + READY_DEADLINE;
     loop {
         let groups = first.groups().await.unwrap_or_default();
@@ -260,14 +225,14 @@ async fn pause(cancel: &CancellationToken) -> Result<()> {
     }
 }
 
-fn ready_node(node: &DevNode) -> Result<ReadyNode> {
+fn ready_node(node: &Member) -> Result<ReadyNode> {
     let layout = node.config.layout();
     let addresses = node.config.addresses();
     Ok(ReadyNode {
         id: NodeIdentity::load(&layout.identity_dir())?.context("node has no identity")?.node_id(),
         name: node.config.name.clone(),
         region: node.config.region.to_string(),
-        pid: node.child.as_ref().and_then(Child::id).context("node has ended")?,
+        pid: node.node_id_of_process().context("node has ended")?,
         http: addresses.http,
         https: addresses.https,
         ssh: addresses.ssh,
@@ -290,63 +255,19 @@ fn write_ready(path: &Path, ready: &Ready<'_>) -> Result<()> {
         .with_context(|| format!("write {}", path.display()))
 }
 
-async fn tear_down(nodes: &mut [DevNode], ready_file: Option<&Path>) -> Result<()> {
+async fn tear_down(nodes: &mut [Member], ready_file: Option<&Path>) -> Result<()> {
     eprintln!("stopping {} nodes", nodes.len());
     if let Some(path) = ready_file {
         let _ = std::fs::remove_file(path);
     }
-    let running: Vec<Pid> = nodes.iter().flat_map(pids).collect();
-    for signal in [Signal::TERM, Signal::KILL] {
-        let deadline = Instant::now() + STOP_DEADLINE;
-        for pid in running.iter().filter(|pid| is_alive(**pid)) {
-            let _ = kill_process(*pid, signal);
-        }
-        while running.iter().any(|pid| is_alive(*pid)) && Instant::now() < deadline {
-            // Our own children must be reaped, or they stay as zombies.
-            for child in nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
-                let _ = child.try_wait();
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
+    member::stop(nodes, Member::node_pids).await;
+    let mut removed = Ok(());
     for node in nodes.iter() {
-        let layout = node.config.layout();
-        let Ok(Some(identity)) = NodeIdentity::load(&layout.identity_dir()) else { continue };
-        let runtime = runtimes::docker(identity.node_id(), &node.config.runtime.image)?;
-        runtime.teardown().await.with_context(|| format!("remove the sandboxes of {}", node.config.name))?;
+        // One node's trouble must not leave the others' sandboxes behind.
+        removed = removed.and(node.remove_sandboxes().await);
     }
-    Ok(())
-}
-
-/// The process that `dev` started, and the one in the pid file when somebody started the node again.
-fn pids(node: &DevNode) -> Vec<Pid> {
-    let started = node.child.as_ref().and_then(Child::id).and_then(|id| Pid::from_raw(id as i32));
-    let noted = std::fs::read_to_string(node.config.layout().pid_file())
-        .ok()
-        .and_then(|text| Pid::from_raw(text.trim().parse().ok()?))
-        .filter(|pid| runs_config(*pid, &node.config_path));
-    let mut pids: Vec<Pid> = started.into_iter().chain(noted).collect();
-    pids.dedup();
-    pids
-}
-
-/// Whether the process is a node of ours: a pid file may outlive its process, and the pid be somebody else's.
-fn runs_config(pid: Pid, config_path: &Path) -> bool {
-    let command_line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-    let wanted = config_path.as_os_str().as_encoded_bytes();
-    command_line.split(|byte| *byte == 0).any(|argument| argument == wanted)
-}
-
-/// Not gone, and not a zombie that whoever started it has yet to reap.
-fn is_alive(pid: Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
-}
-
-fn log_tail(node: &DevNode) -> String {
-    let log = std::fs::read_to_string(node.config.data_dir.join("node.log")).unwrap_or_default();
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(15)..].join("\n")
+    member::stop(nodes, Member::runner_pids).await;
+    removed
 }
 
 fn own_program() -> Result<PathBuf> {

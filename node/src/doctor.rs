@@ -7,8 +7,8 @@ use atoll_api::ids::NodeId;
 use atoll_runner::{Finding, Runtime};
 
 use crate::cli::DoctorArgs;
-use crate::config::Config;
-use crate::runtimes;
+use crate::config::{Config, RuntimeConfig};
+use crate::{runner, runtimes};
 
 /// For logs and snapshots of the state.
 const DATA_DISK_FREE_GIB_MIN: u32 = 1;
@@ -17,8 +17,10 @@ const UDP_BUFFER_BYTES_MIN: u64 = 2 * 1024 * 1024;
 
 pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let config = args.config.as_deref().map(Config::load).transpose()?;
-    let image = config.as_ref().map_or(args.image, |config| config.runtime.image.clone());
-    let mut findings = docker(&image).await;
+    let mut findings = match &config {
+        Some(config) => of_node(config).await,
+        None => here(&RuntimeConfig { image: args.image, ..RuntimeConfig::default() }).await,
+    };
     if let Some(config) = &config {
         let free_gib = config.free_disk_gib();
         if free_gib < DATA_DISK_FREE_GIB_MIN {
@@ -49,14 +51,24 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     if faults > 0 {
         return Ok(ExitCode::FAILURE);
     }
-    println!(
-        "ok      root, Docker Engine, firewall, limits, disk and the image {image}: this machine can run sandboxes"
-    );
+    println!("ok      this machine can run sandboxes");
     Ok(ExitCode::SUCCESS)
 }
 
-async fn docker(image: &str) -> Vec<Finding> {
-    let checked = match runtimes::docker(NodeId(0), image) {
+/// What the node's runner says, which knows its own privileges; where none runs, what this process would be able to do.
+async fn of_node(config: &Config) -> Vec<Finding> {
+    match runner::remote(config).check().await {
+        Ok(findings) => findings,
+        Err(error) => {
+            let mut findings = here(&config.runtime).await;
+            findings.push(Finding::Fault(error.to_string()));
+            findings
+        }
+    }
+}
+
+async fn here(config: &RuntimeConfig) -> Vec<Finding> {
+    let checked = match runtimes::open_kind(config, NodeId(0)) {
         Ok(runtime) => runtime.check().await.map_err(anyhow::Error::from),
         Err(error) => Err(error),
     };

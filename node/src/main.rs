@@ -1,5 +1,6 @@
 //! The binary `atoll`: one program, every node the same.
 
+mod account;
 mod activity;
 mod admission;
 mod boot;
@@ -23,20 +24,25 @@ mod joining;
 mod local;
 mod make_config;
 mod owner;
+mod parent;
 mod peers;
+mod privileges;
 mod rest;
+mod runner;
 mod runtimes;
+mod service_manager;
 mod signals;
 mod streams;
 mod trust;
 mod tunnel;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use cli::{Cli, ClusterCommand, Command, NodeCommand, TokenCommand};
+use cli::{Cli, ClusterCommand, Command, JoinArgs, LifeArgs, NodeCommand, TokenCommand};
 use config::Config;
 
 fn main() -> ExitCode {
@@ -45,45 +51,91 @@ fn main() -> ExitCode {
     rustls::crypto::ring::default_provider()
         .install_default()
         .expect("nothing else has installed a provider");
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&anyhow::Error::new(error).context("start the threads")),
-    };
-    let outcome = runtime.block_on(run(cli.command));
-    // A blocked thread (a stuck disk, say) must not keep a stopped node alive.
-    runtime.shutdown_background();
-    match outcome {
+    match begin(cli.command) {
         Ok(code) => code,
         Err(error) => fail(&error),
     }
 }
 
-async fn run(command: Command) -> Result<ExitCode> {
+/// What is done as the only thread: a process that is to be another user becomes it here.
+fn begin(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Node(NodeCommand::Start(arg)) => {
-            boot::run(Config::load(&arg.config)?, signals::stop_requested()?).await?;
+        Command::Node(NodeCommand::Start(args)) => {
+            let config = node_process(Config::load(&args.config)?, &args.config, &args.life)?;
+            on_threads(Threads::OnePerCore, start_node(config, args.life))
         }
         Command::Node(NodeCommand::Join(args)) => {
-            let (config, path) =
-                make_config::given_or_made(args.config.as_deref(), &args.make, &args.region)?;
-            let token = args.token.parse().context("--token")?;
-            let node_id = joining::join_cluster(&config, &args.peer, &token).await?;
-            eprintln!(
-                "node {node_id} joined; start it again with: atoll node start --config {}",
-                path.display()
-            );
-            if !args.no_start {
-                boot::run(config, signals::stop_requested()?).await?;
-            }
+            let made = make_config::given_or_made(args.config.as_deref(), &args.make, &args.region)?;
+            let config = node_process(made.0, &made.1, &args.life)?;
+            on_threads(Threads::OnePerCore, join(config, made.1, args))
         }
         Command::Cluster(ClusterCommand::Init { region, config, make }) => {
-            let (config, path) = make_config::given_or_made(config.as_deref(), &make, &region)?;
+            let (mut config, path) = make_config::given_or_made(config.as_deref(), &make, &region)?;
+            privileges::take_on_node_user(&mut config)?;
             let founded = founding::found(&config)?;
             eprintln!("The cluster's first API key, shown only now:");
             println!("{}", founded.api_key.reveal());
             eprintln!("organization {}, node {}", founded.organization_id, founded.node_id);
-            eprintln!("Next: atoll node start --config {}", path.display());
+            let path = path.display();
+            eprintln!(
+                "Next, as root: atoll runner --config {path}\nand beside it: atoll node start --config {path}"
+            );
+            Ok(ExitCode::SUCCESS)
         }
+        Command::Runner(args) => on_threads(Threads::Two, async {
+            runner::run(args, signals::stop_requested()?).await?;
+            Ok(ExitCode::SUCCESS)
+        }),
+        command => on_threads(Threads::OnePerCore, run(command)),
+    }
+}
+
+enum Threads {
+    OnePerCore,
+    /// For a process that mostly waits for the kernel.
+    Two,
+}
+
+fn on_threads(threads: Threads, work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Threads::Two = threads {
+        builder.worker_threads(2);
+    }
+    let runtime = builder.enable_all().build().context("start the threads")?;
+    let outcome = runtime.block_on(work);
+    // A blocked thread (a stuck disk, say) must not keep a stopped process alive.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Starts the runner where that is wanted, and gives root's rights up.
+fn node_process(mut config: Config, path: &Path, life: &LifeArgs) -> Result<Config> {
+    if life.with_runner {
+        runner::spawn_child(path)?;
+    }
+    privileges::take_on_node_user(&mut config)?;
+    Ok(config)
+}
+
+async fn start_node(config: Config, life: LifeArgs) -> Result<ExitCode> {
+    let stop = signals::stop_requested()?;
+    parent::follow(life.parent, &stop)?;
+    boot::run(config, stop).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn join(config: Config, path: PathBuf, args: JoinArgs) -> Result<ExitCode> {
+    let token = args.token.parse().context("--token")?;
+    let node_id = joining::join_cluster(&config, &args.peer, &token).await?;
+    eprintln!("node {node_id} joined; start it again with: atoll node start --config {}", path.display());
+    match args.no_start {
+        true => Ok(ExitCode::SUCCESS),
+        false => start_node(config, args.life).await,
+    }
+}
+
+async fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Cluster(ClusterCommand::Token(TokenCommand::Create { ttl_s, uses, api })) => {
             client::Client::new(&api)?.create_token(ttl_s, uses).await?;
         }
@@ -91,6 +143,9 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Dev(args) => dev::run(args, signals::stop_requested()?).await?,
         Command::Doctor(args) => return doctor::run(args).await,
         Command::Sandbox(command) => return client::run(command).await,
+        Command::Node(_) | Command::Runner(_) | Command::Cluster(ClusterCommand::Init { .. }) => {
+            unreachable!("begun above")
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -44,7 +44,11 @@ pub fn given_or_made(
         advertise: Advertise::default(),
         preview_domain: make.preview_domain.clone(),
         default_snapshot: default_snapshot(),
-        runtime: RuntimeConfig { image: make.image.clone() },
+        runtime: RuntimeConfig {
+            image: make.image.clone(),
+            node_user: make.node_user.clone(),
+            ..RuntimeConfig::default()
+        },
         capacity: Capacity::default(),
         timing: Timing::default(),
     };

@@ -278,7 +278,7 @@ fn write_binary_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn disk_error(verb: &str, path: &Path, error: io::Error) -> RuntimeError {
     let advice = match error.kind() {
         io::ErrorKind::StorageFull => "; the disk is full: free some space or move the data folder",
-        io::ErrorKind::PermissionDenied => "; the node must run as root to own sandboxes",
+        io::ErrorKind::PermissionDenied => "; it must belong to the user that the node runs as",
         io::ErrorKind::ReadOnlyFilesystem => "; the data folder must be writable",
         _ => "",
     };

@@ -4,6 +4,7 @@ mod api;
 mod doors;
 mod isolation;
 mod membership;
+mod processes;
 mod sdk;
 mod world;
 
@@ -21,7 +22,8 @@ type Rule = (&'static str, fn(&World));
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let rules = [api::RULES, doors::RULES, isolation::RULES, membership::RULES, sdk::RULES].concat();
+    let rules = [api::RULES, doors::RULES, isolation::RULES, membership::RULES, processes::RULES, sdk::RULES]
+        .concat();
     if arguments.list {
         let named = rules.iter().map(|(name, _)| Trial::test(*name, || Ok(()))).collect();
         return libtest_mimic::run(&arguments, named).exit_code();

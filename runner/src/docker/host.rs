@@ -61,7 +61,7 @@ pub(crate) async fn check(
 ) -> Result<Vec<Finding>, RuntimeError> {
     let mut lines = Vec::new();
     if !rustix::process::geteuid().is_root() {
-        lines.push("the node does not run as root, which it needs to own sandboxes".to_owned());
+        lines.push("the runner does not run as root, which it needs to own sandboxes".to_owned());
     }
     lines.extend(firewall.probe().await.err().map(|error| error.to_string()));
     // Docker loads the module itself when it makes the first such network.

@@ -51,7 +51,7 @@ impl Live {
             io::ErrorKind::NotFound => RuntimeError::NotRunning,
             _ if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => RuntimeError::NotRunning,
             _ => RuntimeError::Host(format!(
-                "cannot enter a sandbox's network namespace: {error}; the node must run as root in the host's \
+                "cannot enter a sandbox's network namespace: {error}; the runner must run as root in the host's \
                  process namespace"
             )),
         })?;
