@@ -98,3 +98,5 @@ docker_answers() { docker info >/dev/null 2>&1; }
 
 BUILD_PACKAGES=(build-essential ca-certificates curl git pkg-config)
 BASE_PACKAGES=(debootstrap)
+# What a node with the embedded runtime calls, and its tests.
+RUNTIME_PACKAGES=(iproute2 iptables nftables)

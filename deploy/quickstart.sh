@@ -99,7 +99,7 @@ if [ "${1:-}" = stop ]; then
   exit
 fi
 need_root
-timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" jq openssh-client python3-venv
+timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${RUNTIME_PACKAGES[@]}" jq openssh-client python3-venv
 install_rust
 timed docker start_docker
 timed build build

@@ -52,7 +52,7 @@ count_tests() {
 need_root
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" jq openssh-client openssh-sftp-server busybox-static python3-venv fuse3 \
+timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${RUNTIME_PACKAGES[@]}" jq openssh-client openssh-sftp-server busybox-static python3-venv fuse3 \
   skopeo docker-registry apache2-utils
 command -v node >/dev/null || install_packages nodejs npm
 install_rust

@@ -23,30 +23,24 @@ pub mod link;
 mod netlink;
 mod nft;
 mod resolver;
+mod restrictions;
 mod rules;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
 
 use atoll_api::egress::Allowed;
 use atoll_api::ids::NodeId;
 use atoll_api::sandbox::Egress;
 use ipnet::Ipv4Net;
-use serde_json::Value;
 
-use self::elements::{Change, Set};
-use self::ledger::{Ledger, Listed};
 use self::link::{Lease, LinkError};
 use self::resolver::{Resolver, nameservers};
+use self::restrictions::Restrictions;
 use crate::runtime::{Finding, RuntimeError};
 
 pub use layout::{Layout, LayoutError};
-
-/// What surely fits into one message to the kernel, of some 100 KiB; `nft` knows how to send more.
-const CHANGES_AT_ONCE_MAX: usize = 256;
 
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
@@ -70,39 +64,12 @@ pub fn default_range() -> Ipv4Net {
 }
 
 pub struct Network {
-    shared: Arc<Shared>,
-    resolver: tokio::sync::Mutex<Option<Resolver>>,
-}
-
-struct Shared {
     layout: Layout,
-    nameservers: RwLock<Vec<SocketAddr>>,
-    /// Whether they are looked up again now and then, or given for good.
-    nameservers_of: NameserversOf,
-    /// Of restricted sandboxes only. The rules follow, the resolver asks here.
-    wishes: RwLock<BTreeMap<Ipv4Addr, Wish>>,
-    rules: tokio::sync::Mutex<Rules>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NameserversOf {
-    Config,
-    Host,
-}
-
-#[derive(Debug, Clone)]
-enum Wish {
-    Told(Arc<Allowed>),
-    /// A former process restricted it, and nobody has said yet to what: what is open stays open, no name is answered.
-    Untold,
-}
-
-/// What the kernel was told. One change at a time.
-struct Rules {
-    ledger: Ledger,
-    denied: Vec<Ipv4Net>,
-    /// The ledger is what the sets hold. Not before [`Network::prepare`], nor after a change that may have gone wrong.
-    sound: bool,
+    /// As configured: empty for the host's.
+    nameservers_given: Vec<SocketAddr>,
+    nameservers: Arc<RwLock<Vec<SocketAddr>>>,
+    restrictions: Arc<Restrictions>,
+    resolver: tokio::sync::Mutex<Option<Resolver>>,
 }
 
 impl Network {
@@ -110,32 +77,24 @@ impl Network {
     pub fn new(config: NetworkConfig) -> Result<Network, RuntimeError> {
         let layout = Layout::new(config.node_id, config.range)
             .map_err(|error| RuntimeError::Host(error.to_string()))?;
-        let nameservers_of = match config.nameservers.is_empty() {
-            true => NameserversOf::Host,
-            false => NameserversOf::Config,
-        };
-        let rules = Rules { ledger: Ledger::default(), denied: Vec::new(), sound: false };
         Ok(Network {
-            shared: Arc::new(Shared {
-                layout,
-                nameservers: RwLock::new(config.nameservers),
-                nameservers_of,
-                wishes: RwLock::default(),
-                rules: tokio::sync::Mutex::new(rules),
-            }),
+            layout,
+            nameservers: Arc::new(RwLock::new(config.nameservers.clone())),
+            nameservers_given: config.nameservers,
+            restrictions: Arc::new(Restrictions::new(layout)),
             resolver: tokio::sync::Mutex::default(),
         })
     }
 
     /// For [`link::attach`] in another process.
     pub fn layout(&self) -> Layout {
-        self.shared.layout
+        self.layout
     }
 
     /// Makes what sandboxes share or finds it again, with the restrictions that a former process left in force. Called
     /// before anything else and then now and again, so that what somebody flushed comes back.
     pub async fn prepare(&self) -> Result<(), RuntimeError> {
-        let layout = self.shared.layout;
+        let layout = self.layout;
         let routes = blocking(move || {
             let routes = link::step("list the host's routes", anchor::routes())?;
             if let Some(route) = anchor::overlapping(&layout, &routes) {
@@ -145,20 +104,20 @@ impl Network {
             Ok(Ok(routes))
         });
         let routes = routes.await??;
-        self.shared.reload(&anchor::uplinks(&routes)).await?;
+        self.restrictions.reload(&anchor::uplinks(&routes)).await?;
         iptables::ensure(&layout).await?;
         self.ensure_resolver().await
     }
 
     async fn ensure_resolver(&self) -> Result<(), RuntimeError> {
-        if self.shared.nameservers_of == NameserversOf::Host {
+        if self.nameservers_given.is_empty() {
             let found = nameservers::of_this_host();
-            *self.shared.nameservers.write().unwrap_or_else(PoisonError::into_inner) = found;
+            *self.nameservers.write().unwrap_or_else(PoisonError::into_inner) = found;
         }
         let mut resolver = self.resolver.lock().await;
         if !resolver.as_ref().is_some_and(Resolver::is_running) {
-            let gateway = self.shared.layout.gateway();
-            let started = Resolver::start(self.shared.clone()).await.map_err(|error| {
+            let gateway = self.layout.gateway();
+            let started = Resolver::start(self.layout.gateway(), self.nameservers.clone(), self.restrictions.clone()).await.map_err(|error| {
                 RuntimeError::Host(format!(
                     "cannot answer the sandboxes' names on {gateway} port 53: {error}; another nameserver of this host \
                      that listens on every address must leave this one out"
@@ -171,12 +130,12 @@ impl Network {
 
     /// What `/etc/resolv.conf` must say in a sandbox.
     pub fn resolv_conf(&self) -> String {
-        format!("nameserver {}\n", self.shared.layout.gateway())
+        format!("nameserver {}\n", self.layout.gateway())
     }
 
     /// Connects a new network namespace. See [`link::attach`], which may be called instead, also in another process.
     pub async fn attach(&self, slot: u16, netns: OwnedFd) -> Result<Lease, RuntimeError> {
-        let layout = self.shared.layout;
+        let layout = self.layout;
         // A thread of its own: should it not find back from the sandbox, nobody else runs on it.
         let (answer, attached) = tokio::sync::oneshot::channel();
         std::thread::Builder::new()
@@ -194,10 +153,10 @@ impl Network {
     /// Takes the slot's cable away, if it did not go with its namespace, and then what was told of it. The slot is free
     /// for another sandbox afterwards. Fine if there is nothing.
     pub async fn detach(&self, slot: u16) -> Result<(), RuntimeError> {
-        let layout = self.shared.layout;
+        let layout = self.layout;
         blocking(move || link::detach(&layout, slot)).await?;
         let address = self.address(slot)?;
-        self.shared.free(address).await
+        self.restrictions.free(address).await
     }
 
     /// Replaces whom the sandbox may reach: for new connections and for those it has. Must be told before a sandbox
@@ -206,205 +165,36 @@ impl Network {
         let allowed = Allowed::of(egress).map_err(|error| RuntimeError::Spec(error.to_string()))?;
         let address = self.address(slot)?;
         match allowed {
-            Allowed::Everybody => self.shared.free(address).await,
-            Allowed::Nobody | Allowed::Only { .. } => self.shared.restrict(address, Arc::new(allowed)).await,
+            Allowed::Everybody => self.restrictions.free(address).await,
+            Allowed::Nobody | Allowed::Only { .. } => {
+                self.restrictions.restrict(address, Arc::new(allowed)).await
+            }
         }
     }
 
     /// Replaces the networks that no sandbox may reach whatever its list says, such as the other nodes of the cluster.
     pub async fn set_denied(&self, networks: Vec<Ipv4Net>) -> Result<(), RuntimeError> {
-        let mut rules = self.shared.rules.lock().await;
-        rules.denied = networks;
-        match rules.sound {
-            true => nft::apply(&rules::deny(&self.shared.layout, &rules.denied)).await,
-            // Comes with the next `prepare`.
-            false => Ok(()),
-        }
+        self.restrictions.deny(networks).await
     }
 
     /// One line for each thing that an operator must do or know; none when all is well. Changes nothing.
     pub async fn check(&self) -> Result<Vec<Finding>, RuntimeError> {
-        let configured = match self.shared.nameservers_of {
-            NameserversOf::Config => self.shared.nameservers(),
-            NameserversOf::Host => Vec::new(),
-        };
-        check::check(self.shared.layout, &configured).await
+        check::check(self.layout, &self.nameservers_given).await
     }
 
     /// Removes all that bears the node's name: cables, rules, devices.
     pub async fn teardown(&self) -> Result<(), RuntimeError> {
-        let layout = self.shared.layout;
+        let layout = self.layout;
         *self.resolver.lock().await = None;
         blocking(move || anchor::remove(&layout)).await?;
-        let mut rules = self.shared.rules.lock().await;
-        rules.sound = false;
-        rules.ledger = Ledger::default();
-        self.shared.wishes.write().unwrap_or_else(PoisonError::into_inner).clear();
-        nft::apply(&rules::removal(&layout)).await?;
+        self.restrictions.remove().await?;
         iptables::remove(&layout).await
     }
 
     fn address(&self, slot: u16) -> Result<Ipv4Addr, RuntimeError> {
-        let layout = &self.shared.layout;
+        let layout = &self.layout;
         let address = layout.address(slot).ok_or_else(|| LinkError::NoSuchSlot(layout.range(), slot));
         address.map_err(host_error)
-    }
-}
-
-impl Shared {
-    /// The rules anew, and the sets as wished.
-    async fn reload(&self, uplinks: &BTreeSet<String>) -> Result<(), RuntimeError> {
-        let mut rules = self.rules.lock().await;
-        rules.sound = false;
-        let (reconciled, _) = self.reconcile(&mut rules).await?;
-        let script = rules::script(&self.layout, &rules.denied, uplinks)
-            + &elements::script(&self.layout, &reconciled);
-        nft::apply(&script).await?;
-        rules.sound = true;
-        Ok(())
-    }
-
-    /// After a change that may have gone wrong.
-    async fn make_sound(&self, rules: &mut Rules) -> Result<(), RuntimeError> {
-        if rules.sound {
-            return Ok(());
-        }
-        match self.reconcile(rules).await? {
-            (changes, Table::There) => {
-                rules.sound = true;
-                self.change(rules, changes).await
-            }
-            (_, Table::Gone) => Err(RuntimeError::Host(
-                "the rules that keep sandboxes away from the host are not in place; they come back by themselves, or \
-                 the log says why not"
-                    .into(),
-            )),
-        }
-    }
-
-    /// Learns what the sets hold and says what must change.
-    async fn reconcile(&self, rules: &mut Rules) -> Result<(Vec<Change>, Table), RuntimeError> {
-        let listed = |set: Set| listed(&self.layout, set);
-        let (restricted, allowed, pinned) =
-            tokio::try_join!(listed(Set::Restricted), listed(Set::Allowed), listed(Set::Pinned))?;
-        let table = if restricted.is_null() { Table::Gone } else { Table::There };
-        let listed = Listed { restricted: &restricted, allowed: &allowed, pinned: &pinned };
-        let mut changes = rules.ledger.adopt(&listed, Instant::now());
-        let mut wishes = self.wishes.write().unwrap_or_else(PoisonError::into_inner);
-        for address in rules.ledger.restricted() {
-            wishes.entry(address).or_insert(Wish::Untold);
-        }
-        for (address, wish) in wishes.iter() {
-            if let Wish::Told(allowed) = wish {
-                changes.extend(
-                    rules.ledger.restrict(*address, &networks(allowed), |name| allows(allowed, name)),
-                );
-            }
-        }
-        Ok((changes, table))
-    }
-
-    /// The resolver closes first: a change that fails leaves less open than is wished, never more.
-    async fn restrict(&self, address: Ipv4Addr, allowed: Arc<Allowed>) -> Result<(), RuntimeError> {
-        let mut rules = self.rules.lock().await;
-        self.wish(address, Some(Wish::Told(allowed.clone())));
-        self.make_sound(&mut rules).await?;
-        let changes = rules.ledger.restrict(address, &networks(&allowed), |name| allows(&allowed, name));
-        self.change(&mut rules, changes).await
-    }
-
-    async fn free(&self, address: Ipv4Addr) -> Result<(), RuntimeError> {
-        let mut rules = self.rules.lock().await;
-        self.make_sound(&mut rules).await?;
-        let changes = rules.ledger.free(address);
-        self.change(&mut rules, changes).await?;
-        self.wish(address, None);
-        Ok(())
-    }
-
-    /// Opens these addresses, which `name` was answered with, for this sandbox. Refuses when the name is not allowed any
-    /// more by now.
-    async fn pin(&self, sandbox: Ipv4Addr, name: &str, targets: &[Ipv4Addr]) -> Result<(), RuntimeError> {
-        let mut rules = self.rules.lock().await;
-        self.make_sound(&mut rules).await?;
-        match self.wish_of(sandbox) {
-            Some(Wish::Told(allowed)) if allows(&allowed, name) => {}
-            // Nothing is closed to it.
-            None => return Ok(()),
-            Some(_) => return Err(RuntimeError::Spec("the name is not allowed any more".into())),
-        }
-        let now = Instant::now();
-        let fresh: Vec<Ipv4Addr> =
-            targets.iter().copied().filter(|to| !rules.ledger.is_pinned(sandbox, name, *to, now)).collect();
-        let changes = rules.ledger.pin(sandbox, name, &fresh, now);
-        let changes =
-            changes.ok_or_else(|| RuntimeError::Spec("too many addresses are open for it already".into()))?;
-        self.change(&mut rules, changes).await
-    }
-
-    async fn change(&self, rules: &mut Rules, changes: Vec<Change>) -> Result<(), RuntimeError> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        // Also if this future is dropped in the middle.
-        rules.sound = false;
-        let layout = self.layout;
-        match changes.len() <= CHANGES_AT_ONCE_MAX {
-            true => {
-                blocking(move || {
-                    link::step("change what a sandbox may reach", elements::apply(&layout, &changes))
-                })
-                .await?;
-            }
-            false => nft::apply(&elements::script(&layout, &changes)).await?,
-        }
-        rules.sound = true;
-        Ok(())
-    }
-
-    fn wish_of(&self, sandbox: Ipv4Addr) -> Option<Wish> {
-        self.wishes.read().unwrap_or_else(PoisonError::into_inner).get(&sandbox).cloned()
-    }
-
-    fn nameservers(&self) -> Vec<SocketAddr> {
-        self.nameservers.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn wish(&self, address: Ipv4Addr, wish: Option<Wish>) {
-        let mut wishes = self.wishes.write().unwrap_or_else(PoisonError::into_inner);
-        match wish {
-            Some(wish) => drop(wishes.insert(address, wish)),
-            None => drop(wishes.remove(&address)),
-        }
-    }
-}
-
-enum Table {
-    There,
-    Gone,
-}
-
-/// `Null` when there is no such set.
-async fn listed(layout: &Layout, set: Set) -> Result<Value, RuntimeError> {
-    let found = nft::list(&["set", "inet", &layout.table(), &set.name()]).await?;
-    Ok(found.unwrap_or(Value::Null))
-}
-
-fn networks(allowed: &Allowed) -> Vec<Ipv4Net> {
-    match allowed {
-        Allowed::Everybody | Allowed::Nobody => Vec::new(),
-        Allowed::Only { networks, .. } => networks
-            .iter()
-            .map(|network| Ipv4Net::new_assert(network.address(), network.prefix_bits()))
-            .collect(),
-    }
-}
-
-fn allows(allowed: &Allowed, name: &str) -> bool {
-    match allowed {
-        Allowed::Everybody => true,
-        Allowed::Nobody => false,
-        Allowed::Only { domains, .. } => domains.iter().any(|domain| domain.matches(name)),
     }
 }
 

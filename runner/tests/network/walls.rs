@@ -203,6 +203,30 @@ fn everything_comes_back_when_somebody_flushed_it_and_nothing_stays_at_the_end()
 }
 
 #[test]
+fn a_sandbox_puts_nothing_into_the_hosts_table_of_neighbours() {
+    with_world(|_world| async {
+        let network = Network::new(config(1, "10.88.0.0/16")).unwrap();
+        network.prepare().await.unwrap();
+        let sandbox = Namespace::of_sandbox(&network, 0, &everybody()).await;
+        assert!(sandbox.reaches(SITE).await);
+        let known = || ip("neighbour show dev atl000000010000");
+        let before = known();
+        assert!(before.contains("10.88.0.2") && before.contains("PERMANENT"), "{before}");
+
+        // Without what it was given, it must ask who the gateway is, and would be remembered as whom it says it is.
+        sandbox.run(|| {
+            ip("address add 10.88.7.7/32 dev eth0");
+            ip("neighbour delete 10.88.0.1 dev eth0");
+            let socket = std::net::UdpSocket::bind("10.88.7.7:0").unwrap();
+            socket.send_to(b"who are you?", (SITE, ECHO)).unwrap();
+        });
+
+        assert!(!sandbox.reaches_by_udp(SITE).await);
+        assert_eq!(known(), before);
+    });
+}
+
+#[test]
 fn a_check_says_what_is_missing_and_changes_nothing() {
     with_world(|_world| async {
         let network = Network::new(NetworkConfig {

@@ -11,7 +11,7 @@ use std::{fs, io};
 use ipnet::Ipv4Net;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
@@ -43,7 +43,10 @@ pub(super) fn ensure(layout: &Layout) -> Result<(), LinkError> {
         }
         Err(error) => return Err(LinkError::Kernel("find the sandboxes' gateway device", error.into())),
     };
-    step("set up the sandboxes' gateway device", host.perform(vec![with_address(index, layout), up(index)]))?;
+    step(
+        "set up the sandboxes' gateway device",
+        host.perform(vec![with_address(index, layout), up(index, LinkFlags::Up)]),
+    )?;
     forward()
 }
 

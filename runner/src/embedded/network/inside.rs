@@ -58,7 +58,7 @@ fn configure_here(layout: &Layout, address: Ipv4Addr) -> Result<(), LinkError> {
     let requests = vec![
         up_loopback(),
         with_address(address),
-        up(INSIDE_INDEX),
+        up(INSIDE_INDEX, LinkFlags::Up),
         neighbour(INSIDE_INDEX, layout.gateway(), Layout::host_mac(address)),
         route_everything(layout.gateway()),
     ];

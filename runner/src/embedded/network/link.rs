@@ -4,7 +4,7 @@
 //! There is no bridge. The host routes to each sandbox over its own cable, so a sandbox shares no segment with anybody:
 //! nothing to learn, flood or forge at the level of frames, no limit of 1023 ports, and where a packet comes from is a
 //! question of routes, which the rules ask the kernel (`fib saddr . iif`). Both ends know each other's hardware address
-//! for good, so nobody asks by ARP either.
+//! for good, and the host hears no ARP from a sandbox, which could fill the host's table of neighbours with it.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -119,8 +119,11 @@ fn connect(
     netns: BorrowedFd<'_>,
 ) -> Result<(), LinkError> {
     let index = step("find a veth pair again", index_of(device))?;
-    let requests =
-        vec![up(index), neighbour(index, address, Layout::sandbox_mac(address)), route_to(index, address)];
+    let requests = vec![
+        up(index, LinkFlags::Up | LinkFlags::Noarp),
+        neighbour(index, address, Layout::sandbox_mac(address)),
+        route_to(index, address),
+    ];
     step("bring up the host's end of a veth pair", host.perform(requests))?;
     inside::configure(layout, address, netns)?;
     // The other end, which came up second, sends already.
@@ -155,11 +158,11 @@ fn cable(device: &str, address: Ipv4Addr, netns: BorrowedFd<'_>) -> Request {
 }
 
 /// Also without an IPv6 address of its own: nobody speaks IPv6 over a cable.
-pub(super) fn up(index: u32) -> Request {
+pub(super) fn up(index: u32, flags: LinkFlags) -> Request {
     let mut link = LinkMessage::default();
     link.header.index = index;
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
+    link.header.flags = flags;
+    link.header.change_mask = flags;
     link.attributes =
         vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
             In6AddrGenMode::None,

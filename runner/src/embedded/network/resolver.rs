@@ -15,7 +15,7 @@ mod wire;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use self::judge::{Sifted, Verdict};
 use self::limits::Limits;
 use self::wire::{Question, Unfit};
-use super::Shared;
+use super::restrictions::Restrictions;
 
 const PORT: u16 = 53;
 /// Ours and EDNS's usual: more goes by TCP.
@@ -41,11 +41,16 @@ pub(super) struct Resolver {
 
 impl Resolver {
     /// The gateway must be an address of the host.
-    pub(super) async fn start(shared: Arc<Shared>) -> io::Result<Resolver> {
-        let at = SocketAddr::from((shared.layout.gateway(), PORT));
+    pub(super) async fn start(
+        gateway: Ipv4Addr,
+        nameservers: Arc<RwLock<Vec<SocketAddr>>>,
+        restrictions: Arc<Restrictions>,
+    ) -> io::Result<Resolver> {
+        let at = SocketAddr::from((gateway, PORT));
         let udp = UdpSocket::bind(at).await?;
         let tcp = TcpListener::bind(at).await?;
-        Ok(Resolver { serving: tokio::spawn(serve(shared, udp, tcp)) })
+        let desk = Arc::new(Desk { nameservers, restrictions, limits: Mutex::default() });
+        Ok(Resolver { serving: tokio::spawn(serve(desk, udp, tcp)) })
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -61,7 +66,8 @@ impl Drop for Resolver {
 
 /// What every question needs.
 struct Desk {
-    shared: Arc<Shared>,
+    nameservers: Arc<RwLock<Vec<SocketAddr>>>,
+    restrictions: Arc<Restrictions>,
     limits: Mutex<Limits>,
 }
 
@@ -85,8 +91,7 @@ impl Drop for Admitted {
 }
 
 /// All that it starts ends with it.
-async fn serve(shared: Arc<Shared>, udp: UdpSocket, tcp: TcpListener) {
-    let desk = Arc::new(Desk { shared, limits: Mutex::default() });
+async fn serve(desk: Arc<Desk>, udp: UdpSocket, tcp: TcpListener) {
     let udp = Arc::new(udp);
     let mut answering = JoinSet::new();
     let mut bytes = [0; UDP_BYTES_MAX];
@@ -167,21 +172,22 @@ async fn answer(admitted: &Admitted, bytes: &[u8], bytes_max: usize) -> Option<V
 }
 
 async fn resolve(admitted: &Admitted, question: &Question) -> Result<Message, ResponseCode> {
-    let shared = &admitted.desk.shared;
-    let wish = shared.wish_of(admitted.sandbox);
+    let Desk { nameservers, restrictions, .. } = &*admitted.desk;
+    let wish = restrictions.wish_of(admitted.sandbox);
     let purpose = match judge::judge(question, wish.as_ref()) {
         Verdict::Refuse => return Err(ResponseCode::Refused),
         Verdict::Nothing => return Ok(question.nothing()),
         Verdict::Ask(purpose) => purpose,
     };
-    let found = upstream::ask(&shared.nameservers(), question).await.map_err(|error| {
+    let nameservers = nameservers.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let found = upstream::ask(&nameservers, question).await.map_err(|error| {
         tracing::debug!(%error, "no nameserver answers a sandbox");
         ResponseCode::ServFail
     })?;
     let Sifted { message, opens } = judge::sift(found, question, &purpose).ok_or(ResponseCode::Refused)?;
     if !opens.is_empty() {
         // Never an address without its element: it would be refused, and remembered as unreachable.
-        shared.pin(admitted.sandbox, &question.name, &opens).await.map_err(|error| {
+        restrictions.pin(admitted.sandbox, &question.name, &opens).await.map_err(|error| {
             tracing::warn!(%error, sandbox = %admitted.sandbox, "cannot open the addresses of an allowed name");
             ResponseCode::ServFail
         })?;

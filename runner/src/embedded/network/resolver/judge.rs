@@ -9,7 +9,8 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 
 use super::wire::Question;
-use crate::embedded::network::{Wish, allows, rules};
+use crate::embedded::network::restrictions::{Wish, allows};
+use crate::embedded::network::rules;
 
 pub(super) enum Verdict {
     Refuse,
