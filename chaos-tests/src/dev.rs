@@ -235,7 +235,7 @@ impl Drop for DevCluster {
         }
         let ended = terminate(dev, || {
             reap(restarted);
-            for runner in runners.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            for runner in runners.get_mut().unwrap_or_else(PoisonError::into_inner) {
                 let _ = runner.try_wait();
             }
         });
