@@ -254,7 +254,7 @@ fn reap(restarted: &Mutex<Vec<(usize, Child)>>) {
 }
 
 /// SIGTERM, and SIGKILL when that does not help. `true`: it ended by itself and well.
-fn terminate(child: &mut Child, meanwhile: impl Fn()) -> Result<bool> {
+fn terminate(child: &mut Child, mut meanwhile: impl FnMut()) -> Result<bool> {
     signal(child.id(), "TERM")?;
     let deadline = Instant::now() + STOP_DEADLINE;
     while Instant::now() < deadline {
