@@ -20,7 +20,7 @@ use atoll_edge::{CookieKey, Edge, EdgeConfig, EdgeLimits};
 use atoll_mesh::endpoint::{MeshConfig, MeshEndpoint};
 use atoll_mesh::link::Link;
 use atoll_mesh::stream::GroupName;
-use atoll_runner::{EngineImages, Runner, RunnerConfig, RunnerHandle};
+use atoll_runner::{Runner, RunnerConfig, RunnerHandle};
 use atoll_ssh::{SshConfig, SshServer};
 use bytes::Bytes;
 use rustix::process::{Resource, getrlimit};
@@ -44,6 +44,7 @@ use crate::events::publish_changes;
 use crate::files::private_dir;
 use crate::founding;
 use crate::heartbeat::Heartbeats;
+use crate::images;
 use crate::local::LocalSandboxes;
 use crate::owner::Owner;
 use crate::peers::{Load, Peers};
@@ -120,7 +121,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
 
     // Sandboxes.
     let (reports_out, reports) = mpsc::channel(REPORTS_QUEUED_MAX);
-    let runner = Runner::start(runner_config(&layout), runtime, Arc::new(EngineImages), reports_out)
+    let store = images::open_store(&config)?;
+    let runner = Runner::start(runner_config(&layout), runtime, images::source(&config, &store), reports_out)
         .await
         .context("start the sandbox runtime (`atoll doctor` says what this machine lacks)")?;
     let duties = Arc::new(Duties {

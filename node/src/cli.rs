@@ -24,6 +24,9 @@ pub enum Command {
     Node(NodeCommand),
     /// Own this machine's sandboxes, as root, on behalf of its node.
     Runner(RunnerArgs),
+    /// The runner starts this by itself: a process with one thread that makes sandboxes' first processes.
+    #[command(name = crate::runtimes::ZYGOTE, hide = true)]
+    Zygote { state_dir: PathBuf },
     /// Found a cluster, invite nodes, look at it.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -117,6 +120,9 @@ pub struct MakeConfigArgs {
     pub image: String,
     #[arg(long, default_value_t = crate::config::default_preview_domain())]
     pub preview_domain: String,
+    /// Where `deploy/base/build.sh` has left the base snapshot.
+    #[arg(long, value_name = "DIR", env = "ATOLL_CACHE_DIR", default_value = crate::config::CACHE_DIR)]
+    pub cache_dir: PathBuf,
     /// The user that the node is to run as: a name, or a number that needs no entry anywhere.
     #[arg(long, value_name = "USER")]
     pub node_user: Option<crate::account::Account>,
@@ -190,6 +196,9 @@ pub struct DevArgs {
     pub ready_file: Option<PathBuf>,
     #[arg(long, default_value_t = crate::config::default_image())]
     pub image: String,
+    /// Where `deploy/base/build.sh` has left the base snapshot.
+    #[arg(long, value_name = "DIR", env = "ATOLL_CACHE_DIR", default_value = crate::config::CACHE_DIR)]
+    pub cache_dir: PathBuf,
     /// Address all nodes listen on.
     #[arg(long, default_value = "127.0.0.1")]
     pub address: std::net::IpAddr,
@@ -199,8 +208,14 @@ pub struct DevArgs {
 pub struct DoctorArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Without a configuration: which runtime to check for.
+    #[arg(long, value_enum, default_value_t)]
+    pub runtime: crate::config::RuntimeKind,
     #[arg(long, default_value_t = crate::config::default_image())]
     pub image: String,
+    /// Without a configuration: where `deploy/base/build.sh` has left the base snapshot.
+    #[arg(long, value_name = "DIR", env = "ATOLL_CACHE_DIR", default_value = crate::config::CACHE_DIR)]
+    pub cache_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use atoll_api::ids::RegionName;
 use atoll_api::sandbox::Resources;
 use atoll_consensus::state::cluster::{NodeAddresses, NodeCapacity};
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
@@ -68,7 +69,8 @@ pub struct Advertise {
 #[serde(deny_unknown_fields, default)]
 pub struct RuntimeConfig {
     pub kind: RuntimeKind,
-    /// The image of the default snapshot, as `deploy/base/build.sh` made it.
+    /// The image of the default snapshot, as `deploy/base/build.sh` made it. The embedded runtime finds it in the seeds, Docker
+    /// in its engine.
     pub image: String,
     /// Where the runner listens for its node. Default: `runner.sock` in the state folder.
     pub socket: Option<PathBuf>,
@@ -76,7 +78,8 @@ pub struct RuntimeConfig {
     pub state_dir: Option<PathBuf>,
     /// Unpacked image layers; the runners of one host may share them. Default: `layers` in the state folder.
     pub layers_dir: Option<PathBuf>,
-    /// Folders with OCI layouts that images may come from beside the node's own store. They are only read.
+    /// Folders with OCI layouts that images may come from beside the node's own store. They are only read, by the node's
+    /// user. Default: where `deploy/base/build.sh` leaves the base snapshot when root runs it.
     pub seeds: Vec<PathBuf>,
     /// The user `atoll node` runs as: a name, or a number that needs no entry anywhere. A node that root starts becomes
     /// this user; the runner serves nobody else but root. Default: root, which is for tries only.
@@ -86,13 +89,20 @@ pub struct RuntimeConfig {
     /// From here on, sandbox by sandbox, 65536 user ids of the host belong to the users inside. Each node of one host
     /// needs its own, `65536 × capacity.sandboxes_max` of them.
     pub uid_base: u32,
+    /// Processes and threads that one sandbox may have.
+    pub pids_max: u32,
+    /// Sandboxes of the embedded runtime that are half made before anybody asks (namespaces, control groups, network and
+    /// disk): a burst of so many creates is as fast as one. Each costs about 1 MB.
+    pub parked: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeKind {
-    /// Containers of a Docker Engine on this host.
+    /// Sandboxes of our own, made of the kernel's parts without any engine. Needs Linux 5.19.
     #[default]
+    Embedded,
+    /// Containers of a Docker Engine on this host.
     Docker,
 }
 
@@ -149,16 +159,26 @@ impl Default for RuntimeConfig {
             socket: None,
             state_dir: None,
             layers_dir: None,
-            seeds: Vec::new(),
+            seeds: vec![base_layout(Path::new(CACHE_DIR))],
             node_user: None,
             network: "10.88.0.0/16".into(),
             uid_base: UID_BASE,
+            pids_max: 2048,
+            parked: 4,
         }
     }
 }
 
 /// Above the users of people, directories and other container engines.
 pub const UID_BASE: u32 = 1 << 28;
+
+/// Where `deploy/base/build.sh` keeps what takes long to make, unless ATOLL_CACHE_DIR says otherwise.
+pub const CACHE_DIR: &str = "/var/cache/atoll";
+
+/// The OCI layout of the base snapshot within a cache folder.
+pub fn base_layout(cache_dir: &Path) -> PathBuf {
+    cache_dir.join("base/atoll-base.oci")
+}
 
 pub fn default_preview_domain() -> String {
     "preview.localhost".into()
@@ -197,6 +217,23 @@ impl Config {
             "runtime.state_dir is the runner's and data_dir the node's: neither may lie in the other"
         );
         ensure!(self.socket().is_absolute(), "runtime.socket must be an absolute path");
+        ensure!(
+            self.runtime.seeds.iter().all(|seed| seed.is_absolute()),
+            "runtime.seeds must be absolute paths of folders with OCI layouts"
+        );
+        ensure!(self.layers_dir().is_absolute(), "runtime.layers_dir must be an absolute path");
+        ensure!(
+            !self.layers_dir().starts_with(&self.data_dir),
+            "runtime.layers_dir is root's and must not lie in data_dir"
+        );
+        self.sandbox_network()?;
+        ensure!(
+            u64::from(self.runtime.uid_base) + (u64::from(self.slots_max()) << 16) <= u64::from(u32::MAX),
+            "runtime.uid_base leaves no room for {} times 65536 user ids",
+            self.slots_max()
+        );
+        ensure!(self.runtime.pids_max >= 32, "runtime.pids_max must be at least 32");
+        ensure!(self.runtime.parked <= 256, "runtime.parked must be at most 256");
         let domain_ok = !self.preview_domain.is_empty()
             && self.preview_domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
         ensure!(domain_ok, "preview_domain must be a host name without a port");
@@ -233,7 +270,7 @@ impl Config {
                 memory_gib: self.capacity.memory_gib.unwrap_or_else(|| memory_total_gib().max(1) * 4),
                 disk_gib: self.capacity.disk_gib.unwrap_or_else(|| free_disk_gib(&self.data_dir).max(100)),
             },
-            sandboxes_max: self.capacity.sandboxes_max.unwrap_or(1000),
+            sandboxes_max: self.capacity.sandboxes_max.unwrap_or(SANDBOXES_MAX),
         }
     }
 
@@ -256,10 +293,30 @@ impl Config {
         self.runtime.socket.clone().unwrap_or_else(|| self.state_dir().join("runner.sock"))
     }
 
+    /// Unpacked image layers.
+    pub fn layers_dir(&self) -> PathBuf {
+        self.runtime.layers_dir.clone().unwrap_or_else(|| self.state_dir().join("layers"))
+    }
+
+    /// The addresses of this node's sandboxes.
+    pub fn sandbox_network(&self) -> Result<Ipv4Net> {
+        let text = &self.runtime.network;
+        text.parse().ok().filter(|network: &Ipv4Net| network.trunc() == *network).with_context(|| {
+            format!("runtime.network must be an IPv4 network like 10.88.0.0/16, and is {text:?}")
+        })
+    }
+
+    /// Sandboxes that run at once.
+    pub fn slots_max(&self) -> u16 {
+        u16::try_from(self.capacity.sandboxes_max.unwrap_or(SANDBOXES_MAX)).unwrap_or(u16::MAX)
+    }
+
     pub fn layout(&self) -> Layout {
         Layout { root: self.data_dir.clone() }
     }
 }
+
+const SANDBOXES_MAX: u32 = 1000;
 
 /// Where things are inside `data_dir`.
 #[derive(Debug, Clone)]
@@ -287,6 +344,10 @@ impl Layout {
     }
     pub fn runner_dir(&self) -> PathBuf {
         self.root.join("runner")
+    }
+    /// Images: see `atoll_runner::store`.
+    pub fn store_dir(&self) -> PathBuf {
+        self.root.join("store")
     }
     pub fn api_socket(&self) -> PathBuf {
         self.root.join("api.sock")

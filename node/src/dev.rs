@@ -6,6 +6,7 @@
 //!   remove the data. All of them end by themselves, and the sandboxes with them, when `dev` itself is killed.
 
 mod member;
+mod place;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::cli::{ApiArgs, DevArgs};
 use crate::client::Client;
 use crate::founding;
 use member::Member;
+use place::Place;
 
 const NODES_MAX: usize = 16;
 const PORTS_PER_NODE: u16 = 10;
@@ -158,7 +160,8 @@ fn data_dir(args: &DevArgs) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
 }
 
 fn configure(args: &DevArgs, root: &Path) -> Result<Vec<Member>> {
-    (0..args.nodes).map(|index| Member::configure(args, root, index)).collect()
+    let place = Place::free(args.base_port)?;
+    (0..args.nodes).map(|index| Member::configure(args, root, place, index)).collect()
 }
 
 async fn until_ready(nodes: &mut [Member], cancel: &CancellationToken) -> Result<()> {

@@ -1,5 +1,6 @@
 //! `atoll doctor`: looks at this machine and says what is missing and what to do, one line each.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -7,7 +8,10 @@ use atoll_api::ids::NodeId;
 use atoll_runner::{Finding, Runtime};
 
 use crate::cli::DoctorArgs;
-use crate::config::{Config, RuntimeConfig};
+use crate::config::{
+    Advertise, Capacity, Config, Listen, RuntimeConfig, RuntimeKind, Timing, base_layout,
+    default_preview_domain, default_snapshot,
+};
 use crate::{runner, runtimes};
 
 /// For logs and snapshots of the state.
@@ -16,19 +20,21 @@ const DATA_DISK_FREE_GIB_MIN: u32 = 1;
 const UDP_BUFFER_BYTES_MIN: u64 = 2 * 1024 * 1024;
 
 pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
-    let config = args.config.as_deref().map(Config::load).transpose()?;
-    let mut findings = match &config {
-        Some(config) => of_node(config).await,
-        None => here(&RuntimeConfig { image: args.image, ..RuntimeConfig::default() }).await,
+    let config = match &args.config {
+        Some(path) => Config::load(path)?,
+        None => config_without_node(&args),
     };
-    if let Some(config) = &config {
-        let free_gib = config.free_disk_gib();
-        if free_gib < DATA_DISK_FREE_GIB_MIN {
-            findings.push(Finding::Fault(format!(
-                "{} has {free_gib} GiB left, and the log needs room: free {DATA_DISK_FREE_GIB_MIN} GiB at least",
-                config.data_dir.display()
-            )));
-        }
+    let mut findings = match args.config {
+        Some(_) => of_node(&config).await,
+        None => here(&config).await,
+    };
+    findings.extend(base_image(&config.runtime));
+    let free_gib = config.free_disk_gib();
+    if args.config.is_some() && free_gib < DATA_DISK_FREE_GIB_MIN {
+        findings.push(Finding::Fault(format!(
+            "{} has {free_gib} GiB left, and the log needs room: free {DATA_DISK_FREE_GIB_MIN} GiB at least",
+            config.data_dir.display()
+        )));
     }
     for name in ["rmem_max", "wmem_max"] {
         let bytes = std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap_or_default();
@@ -60,17 +66,58 @@ async fn of_node(config: &Config) -> Vec<Finding> {
     match runner::remote(config).check().await {
         Ok(findings) => findings,
         Err(error) => {
-            let mut findings = here(&config.runtime).await;
+            let mut findings = here(config).await;
             findings.push(Finding::Fault(error.to_string()));
             findings
         }
     }
 }
 
-async fn here(config: &RuntimeConfig) -> Vec<Finding> {
-    let checked = match runtimes::open_kind(config, NodeId(0)) {
-        Ok(runtime) => runtime.check().await.map_err(anyhow::Error::from),
-        Err(error) => Err(error),
+fn config_without_node(args: &DoctorArgs) -> Config {
+    let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    let runtime = RuntimeConfig {
+        kind: args.runtime,
+        image: args.image.clone(),
+        seeds: vec![base_layout(&args.cache_dir)],
+        ..RuntimeConfig::default()
     };
-    checked.unwrap_or_else(|error| vec![Finding::Fault(format!("{error:#}"))])
+    Config {
+        name: "doctor".into(),
+        region: "none".parse().expect("a region's name"),
+        zone: None,
+        data_dir: std::env::temp_dir(),
+        listen: Listen { http: nowhere, https: None, ssh: nowhere, mesh: nowhere },
+        advertise: Advertise::default(),
+        preview_domain: default_preview_domain(),
+        default_snapshot: default_snapshot(),
+        runtime,
+        capacity: Capacity::default(),
+        timing: Timing::default(),
+    }
+}
+
+/// With folders that go again, and a node's id that is nobody's.
+async fn here(config: &Config) -> Vec<Finding> {
+    let checked = async {
+        let scratch = tempfile::Builder::new().prefix("atoll-doctor-").tempdir()?;
+        let (state_dir, layers_dir) = (scratch.path().join("state"), scratch.path().join("layers"));
+        let runtime = runtimes::open_in(state_dir, layers_dir, config, NodeId(rand::random()))?;
+        let findings = runtime.check().await;
+        runner::teardown(&*runtime).await?;
+        Ok::<_, anyhow::Error>(findings?)
+    };
+    checked.await.unwrap_or_else(|error| vec![Finding::Fault(format!("{error:#}"))])
+}
+
+/// Docker has its images itself, and says so if it lacks one.
+fn base_image(config: &RuntimeConfig) -> Option<Finding> {
+    let is_there = config.kind == RuntimeKind::Docker
+        || config.seeds.iter().any(|seed| seed.join("index.json").exists());
+    (!is_there).then(|| {
+        let seeds: Vec<String> = config.seeds.iter().map(|seed| seed.display().to_string()).collect();
+        Finding::Fault(format!(
+            "the base snapshot is not at {}: make it with deploy/base/build.sh, or let runtime.seeds name its folder",
+            seeds.join(" or ")
+        ))
+    })
 }

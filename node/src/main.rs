@@ -20,6 +20,7 @@ mod files;
 mod founding;
 mod heartbeat;
 mod idle;
+mod images;
 mod joining;
 mod local;
 mod make_config;
@@ -80,6 +81,10 @@ fn begin(command: Command) -> Result<ExitCode> {
             eprintln!(
                 "Next, as root: atoll runner --config {path}\nand beside it: atoll node start --config {path}"
             );
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Zygote { state_dir } => {
+            atoll_runner::embedded::zygote::run(&state_dir).context("make sandboxes' first processes")?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Runner(args) => on_threads(Threads::Two, async {
@@ -143,7 +148,10 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Dev(args) => dev::run(args, signals::stop_requested()?).await?,
         Command::Doctor(args) => return doctor::run(args).await,
         Command::Sandbox(command) => return client::run(command).await,
-        Command::Node(_) | Command::Runner(_) | Command::Cluster(ClusterCommand::Init { .. }) => {
+        Command::Node(_)
+        | Command::Runner(_)
+        | Command::Zygote { .. }
+        | Command::Cluster(ClusterCommand::Init { .. }) => {
             unreachable!("begun above")
         }
     }

@@ -6,7 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use atoll_api::ids::RegionName;
 
 use crate::cli::MakeConfigArgs;
-use crate::config::{Advertise, Capacity, Config, Listen, RuntimeConfig, Timing, default_snapshot};
+use crate::config::{
+    Advertise, Capacity, Config, Listen, RuntimeConfig, Timing, base_layout, default_snapshot,
+};
 use crate::files::private_dir;
 
 /// The given file, whose region must be the one asked for, or a new one inside the data folder.
@@ -47,6 +49,9 @@ pub fn given_or_made(
         runtime: RuntimeConfig {
             image: make.image.clone(),
             node_user: make.node_user.clone(),
+            seeds: vec![
+                std::path::absolute(base_layout(&make.cache_dir)).context("make --cache-dir absolute")?,
+            ],
             ..RuntimeConfig::default()
         },
         capacity: Capacity::default(),

@@ -9,18 +9,16 @@ use atoll_certs::identity::NodeIdentity;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tokio::process::{Child, Command};
 
+use super::place::Place;
 use super::{LOOK_EVERY, PORTS_PER_NODE, own_program};
 use crate::account::Account;
 use crate::cli::{DevArgs, MakeConfigArgs};
-use crate::config::{Config, UID_BASE};
+use crate::config::Config;
 use crate::{make_config, runner, runtimes};
 
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// Numbers that no distribution gives to anybody.
 const FIRST_NODE_UID: u32 = 61_900;
-/// What each node's sandboxes may have: addresses `10.88.<16 × index>.0/20` and ids for 1024 of them.
-const NETWORKS_PER_NODE: usize = 16;
-const UIDS_PER_NODE: u32 = 1024 << 16;
 
 pub(super) struct Member {
     pub(super) config: Config,
@@ -30,7 +28,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn configure(args: &DevArgs, root: &Path, index: usize) -> Result<Member> {
+    pub(super) fn configure(args: &DevArgs, root: &Path, place: Place, index: usize) -> Result<Member> {
         let name = format!("n{}", index + 1);
         let data_dir = root.join(&name);
         ensure!(
@@ -45,14 +43,16 @@ impl Member {
             address: args.address,
             base_port: args.base_port + index as u16 * PORTS_PER_NODE,
             image: args.image.clone(),
+            cache_dir: args.cache_dir.clone(),
             preview_domain: crate::config::default_preview_domain(),
             node_user: geteuid().is_root().then(|| Account::of_uid(FIRST_NODE_UID + number)),
         };
         let region = &args.regions[index % args.regions.len()];
         let (mut config, config_path) = make_config::given_or_made(None, &make, region)?;
         config.runtime.kind = args.runtime;
-        config.runtime.network = format!("10.88.{}.0/20", index * NETWORKS_PER_NODE);
-        config.runtime.uid_base = UID_BASE + number * UIDS_PER_NODE;
+        let number = u8::try_from(index).context("too many nodes")?;
+        config.runtime.network = place.network_of(number).to_string();
+        config.runtime.uid_base = place.uid_base_of(number, args.nodes);
         // Unpacked once for all.
         config.runtime.layers_dir = Some(root.join("layers"));
         config.save(&config_path)?;

@@ -328,7 +328,9 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn check(&self) -> Result<Vec<Finding>, RuntimeError> {
-        Ok(self.shared.home.check())
+        let mut findings = self.shared.home.check();
+        findings.extend(self.shared.home.network.check().await?);
+        Ok(findings)
     }
 
     async fn teardown(&self) -> Result<(), RuntimeError> {

@@ -1,0 +1,25 @@
+//! This node's images: its store of blobs, and what of it the runtime in use needs.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use atoll_runner::store::{Registries, Store, StoreConfig};
+use atoll_runner::{EngineImages, ImageSource};
+
+use crate::config::{Config, RuntimeKind};
+
+/// Blocks on the disk for a moment. As the node's user: whatever is in the store is the node's and never the runner's.
+pub fn open_store(config: &Config) -> Result<Store> {
+    let dir = config.layout().store_dir();
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let store = StoreConfig { dir, seeds: config.runtime.seeds.clone(), registries: Registries::default() };
+    Store::open(store).context("open the store of images")
+}
+
+/// Where the runner's images come from.
+pub fn source(config: &Config, store: &Store) -> Arc<dyn ImageSource> {
+    match config.runtime.kind {
+        RuntimeKind::Embedded => Arc::new(store.clone()),
+        RuntimeKind::Docker => Arc::new(EngineImages),
+    }
+}
