@@ -41,7 +41,25 @@ pub struct ReadyNode {
     pub restart_command: Vec<String>,
 }
 
+/// What runs a cluster's sandboxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    Embedded,
+    Docker,
+}
+
+impl Runtime {
+    /// As `atoll dev --runtime` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Runtime::Embedded => "embedded",
+            Runtime::Docker => "docker",
+        }
+    }
+}
+
 pub struct DevCluster {
+    pub runtime: Runtime,
     dev: Child,
     dir: tempfile::TempDir,
     pub ready: Ready,
@@ -53,14 +71,14 @@ pub struct DevCluster {
 
 impl DevCluster {
     /// Starts a cluster and waits until every node serves. `atoll` is the binary under test.
-    pub fn start(atoll: &Path, nodes: usize, regions: &str) -> Result<DevCluster> {
+    pub fn start(atoll: &Path, runtime: Runtime, nodes: usize, regions: &str) -> Result<DevCluster> {
         let dir = tempfile::Builder::new().prefix("atoll-test-").tempdir()?;
         let ready_file = dir.path().join("ready.json");
         let log_path = dir.path().join("dev.log");
         let log = fs::File::create(&log_path)?;
         let base_port = free_base_port(nodes)?;
         let mut dev = Command::new(atoll)
-            .args(["dev", "--nodes", &nodes.to_string(), "--regions", regions])
+            .args(["dev", "--nodes", &nodes.to_string(), "--regions", regions, "--runtime", runtime.name()])
             .args(["--base-port", &base_port.to_string()])
             .arg("--data-dir")
             .arg(dir.path().join("data"))
@@ -88,7 +106,7 @@ impl DevCluster {
             }
             std::thread::sleep(LOOK_EVERY);
         };
-        Ok(DevCluster { dev, dir, ready, restarted: Mutex::default(), runners: Mutex::default() })
+        Ok(DevCluster { runtime, dev, dir, ready, restarted: Mutex::default(), runners: Mutex::default() })
     }
 
     pub fn node(&self, index: usize) -> &ReadyNode {
@@ -165,7 +183,8 @@ impl DevCluster {
         self.runner_dir(index).join("runner.sock")
     }
 
-    fn runner_dir(&self, index: usize) -> PathBuf {
+    /// The runner's own folder.
+    pub fn runner_dir(&self, index: usize) -> PathBuf {
         self.node(index).data_dir.with_extension("runner")
     }
 

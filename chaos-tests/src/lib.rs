@@ -2,3 +2,4 @@
 
 pub mod dev;
 pub mod history;
+pub mod host_sandboxes;

@@ -86,6 +86,8 @@ pub struct RuntimeConfig {
     pub node_user: Option<Account>,
     /// IPv4 network of the sandboxes; must be free on this host. Each node of one host needs its own.
     pub network: String,
+    /// Unpacked layers that no sandbox needs go, least recently used first, while all take more than this.
+    pub layers_budget_gib: u32,
     /// From here on, sandbox by sandbox, 65536 user ids of the host belong to the users inside. Each node of one host
     /// needs its own, `65536 × capacity.sandboxes_max` of them.
     pub uid_base: u32,
@@ -162,6 +164,7 @@ impl Default for RuntimeConfig {
             seeds: vec![base_layout(Path::new(CACHE_DIR))],
             node_user: None,
             network: "10.88.0.0/16".into(),
+            layers_budget_gib: 20,
             uid_base: UID_BASE,
             pids_max: 2048,
             parked: 4,

@@ -6,7 +6,6 @@
 //!   remove the data. All of them end by themselves, and the sandboxes with them, when `dev` itself is killed.
 
 mod member;
-mod place;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -21,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::{ApiArgs, DevArgs};
 use crate::client::Client;
 use crate::founding;
+use crate::place::Place;
 use member::Member;
-use place::Place;
 
 const NODES_MAX: usize = 16;
 const PORTS_PER_NODE: u16 = 10;

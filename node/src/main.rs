@@ -27,6 +27,7 @@ mod make_config;
 mod owner;
 mod parent;
 mod peers;
+mod place;
 mod privileges;
 mod rest;
 mod runner;

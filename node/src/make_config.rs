@@ -10,6 +10,7 @@ use crate::config::{
     Advertise, Capacity, Config, Listen, RuntimeConfig, Timing, base_layout, default_snapshot,
 };
 use crate::files::private_dir;
+use crate::place::Place;
 
 /// The given file, whose region must be the one asked for, or a new one inside the data folder.
 pub fn given_or_made(
@@ -32,6 +33,7 @@ pub fn given_or_made(
     }
     let data_dir = std::path::absolute(&make.data_dir).context("make --data-dir absolute")?;
     private_dir(&data_dir).with_context(|| format!("create {}", data_dir.display()))?;
+    let place = Place::free(make.base_port)?;
     let config = Config {
         name: make.name.clone().unwrap_or_else(host_name),
         region: region.clone(),
@@ -49,6 +51,8 @@ pub fn given_or_made(
         runtime: RuntimeConfig {
             image: make.image.clone(),
             node_user: make.node_user.clone(),
+            network: place.network_of(0).to_string(),
+            uid_base: place.uid_base_of(0),
             seeds: vec![
                 std::path::absolute(base_layout(&make.cache_dir)).context("make --cache-dir absolute")?,
             ],

@@ -56,6 +56,7 @@ pub fn open_in(
                 pids_max: runtime.pids_max,
                 attach_layers: false,
                 parked: runtime.parked,
+                layers_budget_bytes: u64::from(runtime.layers_budget_gib) << 30,
             };
             Ok(Arc::new(EmbeddedRuntime::open(embedded)?))
         }

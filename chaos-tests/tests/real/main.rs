@@ -4,7 +4,6 @@
 //! `ATOLL_BINARY` is the program under test; without it, the one beside this test. `ATOLL_CHAOS_SEED=n` makes the same
 //! choices again: which nodes, which sandboxes, which moments. What the machine does meanwhile is its own affair.
 
-mod engine;
 mod load;
 mod scenarios;
 mod world;
@@ -14,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use atoll_chaos_tests::dev::DevCluster;
+use atoll_chaos_tests::dev::{DevCluster, Runtime};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use scenarios::Scenario;
@@ -46,7 +45,7 @@ fn attempt(name: &str, scenario: Scenario) -> Result<()> {
         Err(_) => rand::random::<u32>().into(),
     };
     let began = Instant::now();
-    let cluster = DevCluster::start(&atoll, 3, "eu").context("start the cluster")?;
+    let cluster = DevCluster::start(&atoll, Runtime::Embedded, 3, "eu").context("start the cluster")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let world = World::new(cluster, name, seed)?;
     world.say(&format!("the cluster serves after {:.1} s; seed {seed}", began.elapsed().as_secs_f64()));

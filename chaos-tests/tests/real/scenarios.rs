@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use atoll_chaos_tests::host_sandboxes::{self, Run};
 use rand::seq::IndexedRandom;
 use reqwest::Method;
 use serde_json::json;
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
-use crate::engine::{self, Run};
 use crate::load::Load;
 use crate::world::{CLUSTER, NODES, REGION, Sandbox, World, eventually};
 
@@ -118,7 +118,7 @@ async fn owner(world: Arc<World>) -> Result<()> {
 
     let made = world.create_started(others[0]).await?;
     ensure!(made.owner != owner, "a sandbox was placed on a dead node");
-    still_runs(&owned).await.context("while the node is dead")?;
+    still_runs(&world, &owned).context("while the node is dead")?;
     let lost = || async {
         let mut states = Vec::new();
         for (sandbox, _) in &owned {
@@ -132,7 +132,7 @@ async fn owner(world: Arc<World>) -> Result<()> {
     ensure!(asked.elapsed() < REFUSED_WITHIN, "it took {:?} to say that a node is dead", asked.elapsed());
     let made = world.create_started(others[1]).await?;
     ensure!(made.owner != owner, "a sandbox was placed on a node that is down");
-    still_runs(&owned).await.context("while the node is down")?;
+    still_runs(&world, &owned).context("while the node is down")?;
     world.restart(&[owner]).await?;
 
     for (sandbox, _) in &owned {
@@ -140,26 +140,26 @@ async fn owner(world: Arc<World>) -> Result<()> {
         let kept = eventually(DOWN_WITHIN, "a sandbox works again through another node", works).await?;
         ensure!(kept == "kept\n", "its file says {kept:?}");
     }
-    still_runs(&owned).await.context("after the restart")
+    still_runs(&world, &owned).context("after the restart")
 }
 
 async fn all(world: Arc<World>) -> Result<()> {
     let load = Load::begin(&world).await?;
     world.say("the clients are at work");
-    let before = runs(&load.first).await?;
+    let before = runs(&world, &load.first)?;
     load.until_acknowledged(WRITES_BETWEEN, world.history.now()).await?;
     let creates = creates_on_all(&world);
 
     world.some_moment(IN_THE_MIDDLE_OF_CREATES).await;
     let killed_at = world.kill(&NODES).await?;
-    still_runs(&before).await.context("while no node is up")?;
+    still_runs(&world, &before).context("while no node is up")?;
     world.restart(&NODES).await?;
 
     let next = load.until_acknowledged(WRITES_BETWEEN, killed_at).await?;
     world.say(&format!("{WRITES_BETWEEN} writes within {} ms of the kill", (next - killed_at).as_millis()));
     ended(creates).await?;
     load.end().await?;
-    still_runs(&before).await.context("after the restart")
+    still_runs(&world, &before).context("after the restart")
 }
 
 async fn no_quorum(world: Arc<World>) -> Result<()> {
@@ -189,7 +189,7 @@ async fn no_quorum(world: Arc<World>) -> Result<()> {
         eventually(DOWN_WITHIN, &what, || async { world.label(node, &sandbox.name).await.then_some(()) })
             .await?;
     }
-    still_runs(&owned).await.context("through it all")
+    still_runs(&world, &owned).context("through it all")
 }
 
 async fn frozen_leader(world: Arc<World>) -> Result<()> {
@@ -251,24 +251,24 @@ async fn owned_by(world: &World, owner: usize) -> Result<Vec<(Sandbox, Run)>> {
     for _ in 0..CREATES_MAX {
         owned.extend(Some(world.create_started(owner).await?).filter(|sandbox| sandbox.owner == owner));
         if owned.len() == WANTED {
-            return runs(&owned).await;
+            return runs(world, &owned);
         }
     }
     bail!("of {CREATES_MAX} sandboxes n{} got {}", owner + 1, owned.len())
 }
 
-async fn runs(sandboxes: &[Sandbox]) -> Result<Vec<(Sandbox, Run)>> {
+fn runs(world: &World, sandboxes: &[Sandbox]) -> Result<Vec<(Sandbox, Run)>> {
     let mut runs = Vec::new();
     for sandbox in sandboxes {
-        runs.push((sandbox.clone(), engine::run_of(&sandbox.id).await?));
+        runs.push((sandbox.clone(), host_sandboxes::run_of(&world.cluster, &sandbox.id)?));
     }
     Ok(runs)
 }
 
 /// The very same processes as before: not started again, not made anew.
-async fn still_runs(owned: &[(Sandbox, Run)]) -> Result<()> {
+fn still_runs(world: &World, owned: &[(Sandbox, Run)]) -> Result<()> {
     for (sandbox, before) in owned {
-        let now = engine::run_of(&sandbox.id).await?;
+        let now = host_sandboxes::run_of(&world.cluster, &sandbox.id)?;
         ensure!(now == *before, "{} ran as {before:?}, now as {now:?}", sandbox.name);
     }
     Ok(())

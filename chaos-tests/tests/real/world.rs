@@ -10,13 +10,12 @@ use atoll_chaos_tests::dev::DevCluster;
 use atoll_chaos_tests::history::containers::{self, Started};
 use atoll_chaos_tests::history::judge::judge;
 use atoll_chaos_tests::history::{Answered, Asked, Recorder};
+use atoll_chaos_tests::host_sandboxes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-
-use crate::engine;
 
 /// No call may hang for longer, whatever happens to the nodes. Longer than a write over an election takes.
 const CALL_DEADLINE: Duration = Duration::from_secs(12);
@@ -369,7 +368,7 @@ impl World {
             .collect();
         let wrong = Mutex::new(Vec::new());
         let look = || async {
-            let found = containers::judge(&engine::containers(self).await.ok()?, &wanted);
+            let found = containers::judge(&host_sandboxes::all(&self.cluster).ok()?, &wanted);
             let well = found.is_empty();
             *locked(&wrong) = found;
             well.then_some(())

@@ -9,11 +9,11 @@ use atoll_certs::identity::NodeIdentity;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tokio::process::{Child, Command};
 
-use super::place::Place;
 use super::{LOOK_EVERY, PORTS_PER_NODE, own_program};
 use crate::account::Account;
 use crate::cli::{DevArgs, MakeConfigArgs};
 use crate::config::Config;
+use crate::place::Place;
 use crate::{make_config, runner, runtimes};
 
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
@@ -52,9 +52,9 @@ impl Member {
         config.runtime.kind = args.runtime;
         let number = u8::try_from(index).context("too many nodes")?;
         config.runtime.network = place.network_of(number).to_string();
-        config.runtime.uid_base = place.uid_base_of(number, args.nodes);
-        // Unpacked once for all.
-        config.runtime.layers_dir = Some(root.join("layers"));
+        config.runtime.uid_base = place.uid_base_of(number);
+        // Unpacked once for all nodes, and for the next cluster.
+        config.runtime.layers_dir = Some(std::path::absolute(args.cache_dir.join("layers"))?);
         config.save(&config_path)?;
         Ok(Member { config, config_path, node: None, runner: None })
     }

@@ -1,5 +1,6 @@
 //! The REST API through any node: what was decided by one is seen by all, at once.
 
+use atoll_chaos_tests::host_sandboxes;
 use reqwest::Method;
 use serde_json::json;
 
@@ -207,14 +208,11 @@ fn deleted(world: &World) {
     for node in [0, 1, 2, US] {
         world.get(node, &format!("/sandbox/{}", sandbox.id)).expect(404);
     }
-    let container = || {
-        let found = std::process::Command::new("docker")
-            .args(["ps", "-aq", "--filter", &format!("label=atoll.sandbox={}", sandbox.id)])
-            .output()
-            .expect("docker answers");
-        (found.stdout.is_empty(), String::from_utf8_lossy(&found.stdout).into_owned())
+    let left = || {
+        let found = host_sandboxes::has(&world.cluster, &sandbox.id);
+        (matches!(found, Ok(false)), format!("{found:?}"))
     };
-    world.eventually(std::time::Duration::from_secs(20), container);
+    world.eventually(std::time::Duration::from_secs(20), left);
 }
 
 fn request_id(world: &World) {

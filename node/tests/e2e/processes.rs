@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use atoll_chaos_tests::dev::{DevCluster, gone};
+use atoll_chaos_tests::host_sandboxes;
 use reqwest::Method;
 use serde_json::json;
 
@@ -94,23 +94,17 @@ fn killed_runner(world: &World) {
     });
 }
 
-fn containers(sandbox_id: &str) -> String {
-    let filter = format!("label=atoll.sandbox={sandbox_id}");
-    let listed =
-        Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output().expect("docker runs");
-    String::from_utf8_lossy(&listed.stdout).trim().to_owned()
-}
-
 fn killed_dev(world: &World) {
     let mut cluster =
-        DevCluster::start(Path::new(env!("CARGO_BIN_EXE_atoll")), 1, "local").expect("it starts");
+        DevCluster::start(Path::new(env!("CARGO_BIN_EXE_atoll")), world.cluster.runtime, 1, "local")
+            .expect("it starts");
     let create = world
         .http
         .post(format!("{}/sandbox", cluster.api(0)))
         .bearer_auth(&cluster.ready.api_key)
         .json(&json!({}));
     let id = world.send(create).expect(200).json()["id"].as_str().expect("an id").to_owned();
-    assert_ne!(containers(&id), "");
+    let run = host_sandboxes::run_of(&cluster, &id).expect("it runs");
 
     let pids = cluster.kill_dev().unwrap();
 
@@ -118,5 +112,6 @@ fn killed_dev(world: &World) {
         let left: Vec<u32> = pids.iter().copied().filter(|pid| !gone(*pid)).collect();
         (left.is_empty(), left)
     });
-    assert_eq!(containers(&id), "");
+    assert!(gone(run.pid as u32), "the sandbox's first process is there still");
+    assert!(!host_sandboxes::has(&cluster, &id).unwrap());
 }

@@ -9,6 +9,7 @@
 //!     staging/ scratch/  empty; mount points of the zygote, and of kernels before 6.15
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -35,7 +36,7 @@ use super::runtime::{EmbeddedConfig, ensure_private_dir, host};
 use super::sandbox::Sandbox;
 use super::timings::Timings;
 use crate::docker::namespace::Namespaces;
-use crate::image::Image;
+use crate::image::{Digest, Image};
 use crate::runtime::{Finding, Incarnation, LayerTar, RuntimeError};
 
 pub(super) struct Home {
@@ -163,6 +164,16 @@ impl Home {
             })
         };
         image.layers.iter().map(path).collect()
+    }
+
+    /// Removes unpacked layers that are over the budget and that neither these nor another runtime's sandboxes need.
+    pub(super) fn collect_layers(&self, used: &BTreeSet<Digest>) -> Result<(), RuntimeError> {
+        let holder = self.config.node_id.to_string();
+        let freed_bytes = self.layers.collect(&holder, used, self.config.layers_budget_bytes)?;
+        if freed_bytes > 0 {
+            tracing::info!(freed_bytes, "removed unpacked layers that no sandbox needs");
+        }
+        Ok(())
     }
 
     pub(super) fn nameservers(&self) -> Vec<IpAddr> {

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub struct EmbeddedConfig {
     pub attach_layers: bool,
     /// Inits, and disks, that are kept ready for the next creates.
     pub parked: usize,
+    /// Unpacked layers that no sandbox needs are removed, least recently used first, while all of them take more.
+    pub layers_budget_bytes: u64,
 }
 
 /// Cheap to clone.
@@ -64,8 +67,12 @@ pub struct EmbeddedRuntime {
 
 struct Shared {
     home: Arc<Home>,
-    /// One preparation at a time; the first one adopts.
-    adopted: tokio::sync::Mutex<bool>,
+    /// Set once the records of earlier processes have been read. Until then nobody is told that a sandbox is not here.
+    found: tokio::sync::OnceCell<()>,
+    /// One preparation at a time; whether the pools are kept full already.
+    settled: tokio::sync::Mutex<bool>,
+    /// Whether the network's rules were in place when they were last looked at.
+    walls_stand: AtomicBool,
     sandboxes: Mutex<HashMap<Incarnation, Arc<Sandbox>>>,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -87,7 +94,9 @@ impl EmbeddedRuntime {
         Ok(EmbeddedRuntime {
             shared: Arc::new(Shared {
                 home: Arc::new(home),
-                adopted: tokio::sync::Mutex::new(false),
+                found: tokio::sync::OnceCell::new(),
+                settled: tokio::sync::Mutex::default(),
+                walls_stand: AtomicBool::new(false),
                 sandboxes: Mutex::default(),
                 closing: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -104,26 +113,35 @@ impl EmbeddedRuntime {
         self.shared.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sandbox(&self, incarnation: Incarnation) -> Result<Arc<Sandbox>, RuntimeError> {
+    async fn sandbox(&self, incarnation: Incarnation) -> Result<Arc<Sandbox>, RuntimeError> {
+        self.find().await?;
         self.sandboxes().get(&incarnation).cloned().ok_or(RuntimeError::NotFound)
     }
 
-    fn running(&self, incarnation: Incarnation) -> Result<Arc<Live>, RuntimeError> {
-        self.sandbox(incarnation)?.live().ok_or(RuntimeError::NotRunning)
+    async fn running(&self, incarnation: Incarnation) -> Result<Arc<Live>, RuntimeError> {
+        self.sandbox(incarnation).await?.live().ok_or(RuntimeError::NotRunning)
     }
 
-    /// What an earlier process has left: sandboxes that run are watched again, the rest is tidied up.
-    async fn adopt(&self) -> Result<(), RuntimeError> {
-        let home = self.shared.home.clone();
-        let found =
-            blocking(move || home.find_sandboxes().map_err(host("read the records of sandboxes"))).await?;
-        for (incarnation, sandbox) in found {
-            let sandbox = Arc::new(sandbox);
-            if let Some(live) = sandbox.live() {
-                tokio::spawn(watch(self.shared.home.clone(), sandbox.clone(), live));
+    /// The sandboxes that an earlier process has left; those that run are watched again. Needs no network.
+    async fn find(&self) -> Result<(), RuntimeError> {
+        let look = || async {
+            let home = self.shared.home.clone();
+            let found =
+                blocking(move || home.find_sandboxes().map_err(host("read the records of sandboxes")));
+            for (incarnation, sandbox) in found.await? {
+                let sandbox = Arc::new(sandbox);
+                if let Some(live) = sandbox.live() {
+                    tokio::spawn(watch(self.shared.home.clone(), sandbox.clone(), live));
+                }
+                self.sandboxes().insert(incarnation, sandbox);
             }
-            self.sandboxes().insert(incarnation, sandbox);
-        }
+            Ok(())
+        };
+        self.shared.found.get_or_try_init(look).await.map(drop)
+    }
+
+    /// What an earlier process has left beside sandboxes is tidied up, and pools are kept full from now on.
+    async fn settle_in(&self) -> Result<(), RuntimeError> {
         let running = self
             .sandboxes()
             .values()
@@ -137,6 +155,13 @@ impl EmbeddedRuntime {
         self.shared.tasks.spawn(home.pool.clone().keep_full(closing.clone()));
         self.shared.tasks.spawn(home.blanks.clone().keep_full(closing.clone()));
         Ok(())
+    }
+
+    async fn collect_layers(&self) -> Result<(), RuntimeError> {
+        let records: Vec<_> = self.sandboxes().values().map(|sandbox| sandbox.record()).collect();
+        let used = records.iter().flat_map(|record| record.image.layers.iter().map(|layer| layer.diff_id));
+        let (home, used) = (self.shared.home.clone(), used.collect());
+        blocking(move || Ok(home.collect_layers(&used)?)).await
     }
 
     async fn end(&self, sandbox: &Sandbox, grace: Duration) -> Result<(), RuntimeError> {
@@ -180,13 +205,17 @@ async fn watch(home: Arc<Home>, sandbox: Arc<Sandbox>, live: Arc<Live>) {
 #[async_trait]
 impl Runtime for EmbeddedRuntime {
     async fn prepare(&self) -> Result<(), RuntimeError> {
-        let mut adopted = self.shared.adopted.lock().await;
-        self.shared.home.network.prepare().await?;
-        if !*adopted {
-            self.adopt().await?;
-            *adopted = true;
+        self.find().await?;
+        let mut settled = self.shared.settled.lock().await;
+        let walls = self.shared.home.network.prepare().await;
+        self.shared.walls_stand.store(walls.is_ok(), Ordering::Release);
+        walls?;
+        if !*settled {
+            self.settle_in().await?;
+            *settled = true;
         }
-        Ok(())
+        drop(settled);
+        self.collect_layers().await
     }
 
     async fn missing_blobs(&self, image: &Image) -> Result<Vec<Digest>, RuntimeError> {
@@ -215,8 +244,9 @@ impl Runtime for EmbeddedRuntime {
         image: &Image,
         mount_dir: &MountDir,
     ) -> Result<(), RuntimeError> {
-        if self.sandbox(incarnation).is_ok() {
-            return Ok(());
+        match self.sandbox(incarnation).await {
+            Err(RuntimeError::NotFound) => {}
+            found => return found.map(drop),
         }
         let record = Record {
             spec: spec.clone(),
@@ -232,10 +262,14 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn start(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
-        let sandbox = self.sandbox(incarnation)?;
+        let sandbox = self.sandbox(incarnation).await?;
         let _one = sandbox.verb.lock().await;
         if sandbox.live().is_some() {
             return Ok(());
+        }
+        if !self.shared.walls_stand.load(Ordering::Acquire) {
+            let words = "the rules of the sandboxes' network are not in place (`atoll doctor` says what this machine lacks)";
+            return Err(RuntimeError::Host(words.into()));
         }
         let home = self.shared.home.clone();
         let live = start::start(&home, &sandbox, incarnation).await?;
@@ -244,21 +278,21 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn pause(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
-        let sandbox = self.sandbox(incarnation)?;
+        let sandbox = self.sandbox(incarnation).await?;
         let _one = sandbox.verb.lock().await;
-        let live = self.running(incarnation)?;
+        let live = self.running(incarnation).await?;
         blocking(move || live.cgroup.freeze().map_err(host("freeze a sandbox"))).await
     }
 
     async fn resume(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
-        let sandbox = self.sandbox(incarnation)?;
+        let sandbox = self.sandbox(incarnation).await?;
         let _one = sandbox.verb.lock().await;
-        let live = self.running(incarnation)?;
+        let live = self.running(incarnation).await?;
         blocking(move || live.cgroup.thaw().map_err(host("thaw a sandbox"))).await
     }
 
     async fn commit(&self, incarnation: Incarnation) -> Result<LayerTar, RuntimeError> {
-        let sandbox = self.sandbox(incarnation)?;
+        let sandbox = self.sandbox(incarnation).await?;
         let still = match sandbox.live() {
             None => true,
             Some(live) => live.cgroup.is_frozen().map_err(host("look at a sandbox's control group"))?,
@@ -271,7 +305,7 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn set_egress(&self, incarnation: Incarnation, egress: &Egress) -> Result<(), RuntimeError> {
-        let sandbox = self.sandbox(incarnation)?;
+        let sandbox = self.sandbox(incarnation).await?;
         let _one = sandbox.verb.lock().await;
         if let Some(live) = sandbox.live() {
             self.shared.home.network.set_egress(live.run.slot, egress).await?;
@@ -284,13 +318,16 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn stop(&self, incarnation: Incarnation, grace_ms: u64) -> Result<(), RuntimeError> {
-        let sandbox = self.sandbox(incarnation)?;
+        let sandbox = self.sandbox(incarnation).await?;
         let _one = sandbox.verb.lock().await;
         self.end(&sandbox, Duration::from_millis(grace_ms)).await
     }
 
     async fn remove(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
-        let Ok(sandbox) = self.sandbox(incarnation) else { return Ok(()) };
+        let sandbox = match self.sandbox(incarnation).await {
+            Err(RuntimeError::NotFound) => return Ok(()),
+            sandbox => sandbox?,
+        };
         let _one = sandbox.verb.lock().await;
         self.end(&sandbox, Duration::ZERO).await?;
         let (home, held) = (self.shared.home.clone(), sandbox.clone());
@@ -300,6 +337,7 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
+        self.find().await?;
         let state = |sandbox: &Sandbox| match sandbox.live() {
             Some(live) if live.cgroup.is_frozen().unwrap_or(false) => FoundState::Paused,
             Some(_) => FoundState::Running,
@@ -311,7 +349,7 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn wait(&self, incarnation: Incarnation) -> Result<Exit, RuntimeError> {
-        let sandbox = self.sandbox(incarnation)?;
+        let sandbox = self.sandbox(incarnation).await?;
         if let Some(live) = sandbox.live() {
             let mut ended = live.ended.subscribe();
             if let Ok(exit) = ended.wait_for(Option::is_some).await {
@@ -323,7 +361,7 @@ impl Runtime for EmbeddedRuntime {
     }
 
     async fn dial(&self, incarnation: Incarnation, port: u16) -> Result<TcpStream, RuntimeError> {
-        let live = self.running(incarnation)?;
+        let live = self.running(incarnation).await?;
         self.shared.home.namespaces.connect(&live.inside, port).await
     }
 
@@ -337,6 +375,8 @@ impl Runtime for EmbeddedRuntime {
         self.shared.closing.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        self.find().await?;
+        self.shared.home.pool.release_unused().await?;
         let all: Vec<Incarnation> = self.sandboxes().keys().copied().collect();
         let removals = all.into_iter().map(|incarnation| self.remove(incarnation));
         futures_util::future::try_join_all(removals).await?;

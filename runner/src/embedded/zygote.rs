@@ -44,6 +44,7 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 /// The whole life of the process: until the runner closes its end. `state_dir`: the runtime's, absolute.
 pub fn run(state_dir: &Path) -> io::Result<()> {
     let socket = sys::inherited_fd(SOCKET_FD)?;
+    be_ordinary()?;
     isolate(state_dir, &state_dir.join("staging"))?;
     // Inits find it by their working directory, in their own mount namespace too: no path leads them there, as only the
     // host's root may enter the state folder.
@@ -64,6 +65,13 @@ pub fn run(state_dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A service manager may have given the runner a better place before the scheduler and the killer of processes that take
+/// too much memory. Sandboxes inherit neither.
+fn be_ordinary() -> io::Result<()> {
+    rustix::process::setpriority_process(None, 0)?;
+    fs::write("/proc/self/oom_score_adj", "0")
 }
 
 /// A mount namespace without the runtime's own mounts, and a folder from which inits take what all have in common.

@@ -8,4 +8,6 @@ mod direct;
 mod remote;
 
 mod seam;
+// The trials of the embedded runtime use all of it.
+#[allow(dead_code)]
 mod world;

@@ -68,6 +68,7 @@ impl Host {
             pids_max: 256,
             attach_layers: false,
             parked: 2,
+            layers_budget_bytes: 1 << 30,
         };
         let images = Arc::new(Busybox::make(folder.path()));
         let tokio =

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use atoll_api::sandbox::{Desired, Phase};
 use atoll_runner::image::{Compression, Digest, Layer};
-use atoll_runner::{FoundState, ReportKind, Runtime};
+use atoll_runner::{FoundState, ReportKind, Runtime, RuntimeError};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt;
 
@@ -18,6 +18,7 @@ pub const RULES: &[Rule] = &[
     ("a_stopped_sandbox_keeps_its_disk_and_starts_again", keeps_its_disk),
     ("a_paused_sandbox_does_nothing_until_it_is_resumed", pauses),
     ("a_later_process_adopts_what_runs", is_adopted),
+    ("what_runs_is_known_also_where_the_network_cannot_be_prepared", is_known_without_network),
     ("a_committed_layer_makes_the_same_files", commits),
     ("layers_are_stacked_on_older_kernels_too", older_kernels),
     ("five_hundred_sandboxes_leave_nothing", five_hundred),
@@ -103,6 +104,23 @@ fn is_adopted(host: &Host) {
         world.wish(1, Desired::Stopped);
         world.until_stopped(1).await;
         world.runner.destroy_all().await.unwrap();
+    });
+    assert_eq!(host.left(), Vec::<String>::new());
+}
+
+fn is_known_without_network(host: &Host) {
+    host.tokio.block_on(async {
+        let world = started(host).await;
+        world.runner.shutdown().await;
+
+        // As after a crash, on a host that cannot say yet what sandboxes may reach.
+        let runtime = host.runtime();
+        let found = runtime.list().await.unwrap();
+        assert_eq!(found[0].state, FoundState::Running);
+        runtime.stop(incarnation(1, 1), 0).await.unwrap();
+        let refused = runtime.start(incarnation(1, 1)).await.unwrap_err();
+        assert!(matches!(&refused, RuntimeError::Host(said) if said.contains("network")), "{refused}");
+        runtime.teardown().await.unwrap();
     });
     assert_eq!(host.left(), Vec::<String>::new());
 }
