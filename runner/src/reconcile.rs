@@ -18,6 +18,8 @@
 //! Before a sandbox starts or resumes, and when what it may reach has changed while it serves, SetEgress comes first.
 //! A failure turns the goal Serving into Down until the user wishes anew (`desired_version` grows). A sandbox that could
 //! not be paused goes on running; one that is to be paused and has ended has lost its memory, which is a failure.
+//!
+//! What runs steps of builds is not its business: `build` makes those, and removes them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -263,7 +265,7 @@ impl Reconciler {
             listing: None,
             next_list_at: now + LIST_INTERVAL,
         };
-        for found in found {
+        for found in found.into_iter().filter(|found| !found.incarnation.is_of_build()) {
             reconciler.slots.insert(found.incarnation, Slot::of_found(found.state, now));
         }
         reconciler
@@ -492,7 +494,8 @@ impl Reconciler {
         let Some(listing) = self.listing.take() else { return };
         self.next_list_at = now + LIST_INTERVAL;
         let Some(found) = found else { return };
-        let found: BTreeMap<_, _> = found.into_iter().map(|f| (f.incarnation, f.state)).collect();
+        let found = found.into_iter().filter(|found| !found.incarnation.is_of_build());
+        let found: BTreeMap<_, _> = found.map(|f| (f.incarnation, f.state)).collect();
 
         for (incarnation, state) in &found {
             if !listing.touched_since.contains(incarnation) && !self.slots.contains_key(incarnation) {

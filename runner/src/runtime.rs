@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use async_trait::async_trait;
-use atoll_api::ids::{Generation, SandboxId};
+use atoll_api::ids::{Generation, RegionOrdinal, SandboxId};
 use atoll_api::sandbox::{Egress, SandboxSpec};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -24,6 +24,20 @@ pub struct Incarnation {
     pub sandbox_id: SandboxId,
     pub generation: Generation,
 }
+
+impl Incarnation {
+    /// One that runs a step of a build and is nobody's sandbox: no placement ever comes to its generation.
+    pub fn of_build(random: [u8; 14]) -> Incarnation {
+        let region = RegionOrdinal::new(0).expect("the first of many");
+        Incarnation { sandbox_id: SandboxId::new(region, random), generation: BUILD_GENERATION }
+    }
+
+    pub fn is_of_build(&self) -> bool {
+        self.generation == BUILD_GENERATION
+    }
+}
+
+const BUILD_GENERATION: Generation = Generation(u64::MAX);
 
 /// What exists on this node, as found by [`Runtime::list`] (after a restart of the node, for adoption).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -524,3 +524,16 @@ fn a_sandbox_that_failed_to_stop_says_so_and_is_tried_on() {
 
     assert_eq!(world.reports(), [ReportKind::Phase(Phase::Stopped)]);
 }
+
+#[test]
+fn what_runs_a_step_of_a_build_is_left_alone() {
+    let of_build = |number| Incarnation::of_build([number; 14]);
+    let step = |number| Found { incarnation: of_build(number), state: FoundState::Running };
+    let mut world = World::finding(vec![step(1), found(2, 1, FoundState::Running)]);
+    world.tell().later(LIST_INTERVAL).handle(Event::Listed(Some(vec![step(1), step(3)])));
+
+    world.later(ORPHAN_GRACE).later(ORPHAN_GRACE);
+
+    assert!(world.core.slots.keys().all(|incarnation| !incarnation.is_of_build()));
+    assert_eq!(world.operations(), ["Remove g1"]);
+}

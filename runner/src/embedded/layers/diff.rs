@@ -3,7 +3,7 @@
 //!
 //! Files with holes are written in PAX sparse format 1.0, which GNU tar, Go's tar and our own reader know, so that a
 //! sparse file of a terabyte takes what it holds. Times are written to the nanosecond. Sockets and devices are left out,
-//! as are names that begin with `.wh.`, which a layer cannot carry.
+//! as are names that begin with `.wh.`, which a layer cannot carry, and what the runtime and its daemon have made there.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,6 +24,8 @@ use super::unpack::{ID_MAX, OPAQUE_XATTR, path_of};
 
 const PATH_BYTES_MAX: usize = 4095;
 const XATTR_BYTES_MAX: usize = 64 * 1024;
+/// Places for mounts, which nobody inside can change, and the daemon's own folder.
+const OURS: [&[u8]; 5] = [b".atoll", b"etc/hostname", b"etc/hosts", b"etc/resolv.conf", b"run/atoll-daemon"];
 /// Holes that save less than this together are not worth a map.
 const HOLE_BYTES_MIN: u64 = 64 * 1024;
 
@@ -93,6 +95,9 @@ impl<W: Write> Walk<'_, W> {
 
     /// True for a folder, whose content is to come.
     fn entry(&mut self, dir: BorrowedFd<'_>, name: &[u8], full: &[u8]) -> io::Result<bool> {
+        if OURS.contains(&full) {
+            return Ok(false);
+        }
         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::CharacterDevice && stat.st_rdev == 0 {

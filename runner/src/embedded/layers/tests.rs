@@ -288,6 +288,23 @@ fn any_tree_is_the_same_after_commit_and_unpack() {
 }
 
 #[test]
+fn what_the_runtime_has_made_for_itself_is_not_in_the_layer() {
+    let world = World::new();
+    let upper = world.sub("upper");
+    for dir in [".atoll/x", "etc/hosts.d", "run/atoll-daemon/0", "home/.atoll"] {
+        fs::create_dir_all(upper.join(dir)).unwrap();
+    }
+    for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/passwd", "run/atoll-daemon/0/log"] {
+        fs::write(upper.join(file), "").unwrap();
+    }
+
+    let layer = world.add(&diff_of(&upper)).unwrap();
+
+    let paths: Vec<String> = tree(&layer).into_keys().map(|path| String::from_utf8(path).unwrap()).collect();
+    assert_eq!(paths, ["", "etc", "etc/hosts.d", "etc/passwd", "home", "home/.atoll", "run"]);
+}
+
+#[test]
 fn holes_stay_holes_and_gnu_tar_reads_them() {
     let world = World::new();
     let upper = world.sub("upper");
