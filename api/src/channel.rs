@@ -1,8 +1,8 @@
-//! The framed protocol by which the SSH door runs things inside a sandbox.
+//! The framed protocol by which the SSH door, and a build, run things inside a sandbox.
 //!
 //! On a [`crate::access::Target::Daemon`] connection the door sends
 //! `GET /atoll/channel HTTP/1.1`, `Upgrade: atoll-channel`, `Connection: Upgrade`; after the `101` both sides send frames:
-//! one byte of [`FrameKind`], four bytes of big-endian length (≤ [`FRAME_BYTES_MAX`]), the payload.
+//! one byte of [`FrameKind`], four bytes of big-endian length (≤ [`FrameKind::bytes_max`]), the payload.
 //! The door's first frame is `Open` with [`ChannelOpen`] as JSON; the daemon answers `Opened` or `Refused` (UTF-8 reason),
 //! then data flows until the daemon sends `Exit` (a [`ChannelExit`] as JSON) and closes.
 //! Back pressure is the connection's own: neither side may read ahead without bound.
@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub const CHANNEL_PATH: &str = "/atoll/channel";
 pub const CHANNEL_UPGRADE: &str = "atoll-channel";
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Of an `Open` alone: a command and a whole environment, as much as the kernel takes.
+pub const OPEN_BYTES_MAX: usize = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -47,6 +49,14 @@ impl FrameKind {
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
+
+    /// Of its payload.
+    pub fn bytes_max(self) -> usize {
+        match self {
+            FrameKind::Open => OPEN_BYTES_MAX,
+            _ => FRAME_BYTES_MAX,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,10 +78,26 @@ pub enum ChannelProgram {
     Shell,
     /// `$SHELL -c command`, as sshd does it.
     Exec { command: String },
+    /// A program as a container engine runs one: no shell, stdin or terminal, this environment and no other, and both of its streams
+    /// as Stdout, in the order they were written.
+    Run(RunProgram),
     /// An SFTP version 3 server that acts as the sandbox's user.
     Sftp,
     /// A TCP connection made from inside the sandbox; bytes flow as Stdin and Stdout.
     Connect { host: String, port: u16 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunProgram {
+    /// The program, looked for in `PATH` of its environment, and its arguments.
+    pub argv: Vec<String>,
+    /// `HOME` is added when it is not there.
+    pub env: BTreeMap<String, String>,
+    /// As an image's USER has it.
+    pub user: String,
+    /// Absolute; made when it is not there.
+    pub work_dir: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! `GET /atoll/channel`: what the SSH door runs in the sandbox, as frames (see `atoll_api::channel`).
+//! `GET /atoll/channel`: what the SSH door and builds run in the sandbox, as frames (see `atoll_api::channel`).
 //!
 //! Back pressure goes through: input waits in the connection while the program doesn't read, output waits in its pipe while
 //! the door doesn't.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use atoll_api::channel::{FRAME_BYTES_MAX, FrameKind};
+use atoll_api::channel::FrameKind;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
@@ -40,7 +40,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let [kind, length @ ..] = header;
         let kind = FrameKind::from_byte(kind).ok_or_else(|| malformed("unknown kind of frame"))?;
         let length = u32::from_be_bytes(length) as usize;
-        if length > FRAME_BYTES_MAX {
+        if length > kind.bytes_max() {
             return Err(malformed("frame is too long"));
         }
         let mut payload = vec![0; length];
@@ -60,7 +60,7 @@ pub async fn write_frames(mut writer: impl AsyncWrite + Unpin, mut waiting: mpsc
 }
 
 async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> io::Result<()> {
-    debug_assert!(frame.payload.len() <= FRAME_BYTES_MAX);
+    debug_assert!(frame.payload.len() <= frame.kind.bytes_max());
     let mut bytes = Vec::with_capacity(HEADER_BYTES + frame.payload.len());
     bytes.push(frame.kind as u8);
     bytes.extend_from_slice(&(frame.payload.len() as u32).to_be_bytes());

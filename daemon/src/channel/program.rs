@@ -1,10 +1,10 @@
-//! A program on a channel: shell, command or SFTP server, on a terminal or on pipes.
+//! A program on a channel: shell, command, SFTP server or a build's step, on a terminal or on pipes.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use atoll_api::channel::{ChannelExit, ChannelOpen, ChannelProgram, FrameKind, PtySize};
+use atoll_api::channel::{ChannelExit, ChannelOpen, ChannelProgram, FrameKind, PtySize, RunProgram};
 use bytes::Bytes;
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncRead, AsyncWriteExt};
@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::frames::{Frame, FrameReader};
-use crate::launch::{Input, Launch, Output};
+use crate::launch::{Input, Launch, Launcher, Output};
 use crate::output::{CHUNK_BYTES, Stream};
 use crate::pty::tty::{self, Master, Size};
 use crate::reaper::{Exit, ExitWatch};
@@ -36,9 +36,10 @@ enum Streams {
 }
 
 struct Pipes {
-    stdin: pipe::Sender,
+    stdin: Option<pipe::Sender>,
     stdout: Stream,
-    stderr: Stream,
+    /// Absent when standard output has it too.
+    stderr: Option<Stream>,
 }
 
 /// Returns a reason only when nothing was started.
@@ -58,14 +59,13 @@ pub async fn run<R: AsyncRead + Unpin>(
         Streams::Terminal(master) => (Some(master), None, None),
         Streams::Pipes(pipes) => {
             let Pipes { stdin, stdout, stderr } = *pipes;
-            (None, Some(stdin), Some((stdout, stderr)))
+            (None, stdin, Some((stdout, stderr)))
         }
     };
     let feeding = async {
-        match (&terminal, stdin) {
-            (Some(master), _) => feed_terminal(master, waiting).await,
-            (None, Some(stdin)) => feed_pipe(stdin, waiting).await,
-            (None, None) => {}
+        match &terminal {
+            Some(master) => feed_terminal(master, waiting).await,
+            None => feed_pipe(stdin, waiting).await,
         }
         std::future::pending::<()>().await;
     };
@@ -73,10 +73,12 @@ pub async fn run<R: AsyncRead + Unpin>(
         match (&terminal, shown) {
             (Some(master), _) => show_terminal(master, exit.clone(), output).await,
             (None, Some((stdout, stderr))) => {
-                tokio::join!(
-                    show(stdout, FrameKind::Stdout, output),
-                    show(stderr, FrameKind::Stderr, output)
-                );
+                let errors = async {
+                    if let Some(stderr) = stderr {
+                        show(stderr, FrameKind::Stderr, output).await;
+                    }
+                };
+                tokio::join!(show(stdout, FrameKind::Stdout, output), errors);
             }
             (None, None) => {}
         }
@@ -119,6 +121,7 @@ fn start(daemon: &Daemon, open: &ChannelOpen) -> io::Result<Program> {
     }
     let (program, arg0, args) = match &open.program {
         ChannelProgram::Exec { command } => (login.to_owned(), None, vec!["-c".to_owned(), command.clone()]),
+        ChannelProgram::Run(run) => return start_run(daemon, run),
         // Our own binary: it need not be reachable by a path of the user's.
         ChannelProgram::Sftp => (PathBuf::from("/proc/self/exe"), None, vec!["sftp-server".to_owned()]),
         ChannelProgram::Shell | ChannelProgram::Connect { .. } => {
@@ -142,14 +145,35 @@ fn start(daemon: &Daemon, open: &ChannelOpen) -> io::Result<Program> {
                 Stream::new(pipe.expect("started with split output"), running.exit.clone())
             };
             let pipes = Pipes {
-                stdin: running.stdin.expect("started with piped input"),
+                stdin: running.stdin,
                 stdout: piped(running.stdout),
-                stderr: piped(running.stderr),
+                stderr: Some(piped(running.stderr)),
             };
             let streams = Streams::Pipes(Box::new(pipes));
             Ok(Program { leader: running.pid, exit: running.exit, streams })
         }
     }
+}
+
+/// Whoever calls acts for the node and not for the sandbox's user, so it may name any account.
+fn start_run(daemon: &Daemon, run: &RunProgram) -> io::Result<Program> {
+    let [program, args @ ..] = run.argv.as_slice() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no program is named"));
+    };
+    let account = daemon.accounts().resolve(&run.user).map_err(io::Error::other)?;
+    let mut env = run.env.clone();
+    env.entry("HOME".to_owned()).or_insert_with(|| account.home.to_string_lossy().into_owned());
+    let cwd = PathBuf::from(&run.work_dir);
+    std::fs::create_dir_all(&cwd)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", run.work_dir)))?;
+    let launch = Launch { program: program.into(), arg0: None, args: args.to_vec(), env, cwd };
+    let launcher = Launcher::new(account, daemon.launcher.reaper.clone());
+    let running = launcher
+        .start(launch, Input::Empty, Output::Merged)
+        .map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+    let stdout = running.stdout.expect("started with merged output");
+    let pipes = Pipes { stdin: None, stdout: Stream::new(stdout, running.exit.clone()), stderr: None };
+    Ok(Program { leader: running.pid, exit: running.exit, streams: Streams::Pipes(Box::new(pipes)) })
 }
 
 fn size_of(size: PtySize) -> Size {
@@ -202,8 +226,7 @@ async fn listen<R: AsyncRead + Unpin>(
 }
 
 /// A program that has closed its input, or ended, loses what comes after; the rest of the frames must still be heard.
-async fn feed_pipe(stdin: pipe::Sender, mut waiting: mpsc::Receiver<Typed>) {
-    let mut stdin = Some(stdin);
+async fn feed_pipe(mut stdin: Option<pipe::Sender>, mut waiting: mpsc::Receiver<Typed>) {
     while let Some(typed) = waiting.recv().await {
         match (typed, &mut stdin) {
             (Typed::Bytes(bytes), Some(pipe)) => {

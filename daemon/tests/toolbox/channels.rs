@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use atoll_api::channel::{
     CHANNEL_PATH, CHANNEL_UPGRADE, ChannelExit, ChannelOpen, ChannelProgram, FRAME_BYTES_MAX, FrameKind,
-    PtyRequest, PtySize,
+    PtyRequest, PtySize, RunProgram,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::world::{DEADLINE, UID, World};
+use crate::world::{DEADLINE, SECOND_GROUP, UID, USER, World};
 
 struct Channel(TcpStream);
 
@@ -100,6 +100,56 @@ async fn a_command_has_streams_input_and_an_exit_code() {
 
     let expected = (format!("typed\n{UID}\n"), "err\n".to_owned(), ChannelExit::Code(4));
     assert_eq!(channel.finish().await, expected);
+}
+
+fn run_as(user: &str, work_dir: &std::path::Path, argv: &[&str]) -> RunProgram {
+    RunProgram {
+        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+        env: [("PATH".to_owned(), "/usr/bin:/bin".to_owned()), ("A".to_owned(), "b c".to_owned())].into(),
+        user: user.into(),
+        work_dir: work_dir.to_str().unwrap().into(),
+    }
+}
+
+fn runs(run: RunProgram) -> ChannelOpen {
+    ChannelOpen { program: ChannelProgram::Run(run), env: BTreeMap::new(), pty: None }
+}
+
+#[tokio::test]
+async fn a_build_runs_a_program_as_it_stands_with_both_streams_in_order() {
+    let world = World::new().await;
+    let work_dir = world.dir.path().join("made/for it");
+    let script = "echo 1; echo 2 >&2; echo 3; pwd; id -u; cat; env | sort; exit 7";
+    let channel = Channel::opened(&world, &runs(run_as("root", &work_dir, &["sh", "-c", script]))).await;
+
+    let env = format!("A=b c\nHOME=/root\nPATH=/usr/bin:/bin\nPWD={}\n", work_dir.display());
+    let (output, errors, exit) = channel.finish().await;
+    let output = output.replace("_=/usr/bin/env\n", "").replace("SHLVL=0\n", "").replace("SHLVL=1\n", "");
+    assert_eq!(output, format!("1\n2\n3\n{}\n0\n{env}", work_dir.display()));
+    assert_eq!((errors.as_str(), exit), ("", ChannelExit::Code(7)));
+
+    let named = format!("{USER}:second");
+    let channel = Channel::opened(&world, &runs(run_as(&named, "/".as_ref(), &["id", "-g"]))).await;
+    assert_eq!(channel.finish().await.0, format!("{SECOND_GROUP}\n"));
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_run_is_refused_with_the_reason() {
+    let world = World::new().await;
+    let mut long = run_as("root", "/".as_ref(), &["true"]);
+    long.env.insert("LONG".into(), "x".repeat(100_000));
+    assert_eq!(Channel::opened(&world, &runs(long)).await.finish().await.2, ChannelExit::Code(0));
+
+    for (run, reason) in [
+        (run_as("root", "/".as_ref(), &["no-such-program"]), "no-such-program: No such file or directory"),
+        (run_as("nobody-here", "/".as_ref(), &["true"]), "the image has no user \"nobody-here\""),
+        (run_as("root", "/".as_ref(), &[]), "no program is named"),
+    ] {
+        let mut channel = Channel::open(&world, &runs(run)).await;
+        let (kind, said) = channel.next().await.unwrap();
+        let said = String::from_utf8(said).unwrap();
+        assert!(kind == FrameKind::Refused && said.contains(reason), "{kind:?} {said}");
+    }
 }
 
 #[tokio::test]

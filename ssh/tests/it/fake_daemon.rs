@@ -52,6 +52,7 @@ pub async fn serve(stream: DuplexStream) {
         }
         ChannelProgram::Shell => run(open, &["sh"], reader, writer).await,
         ChannelProgram::Exec { command } => run(open, &["sh", "-c", &command], reader, writer).await,
+        ChannelProgram::Run(_) => panic!("SSH asks for no build's step"),
         ChannelProgram::Sftp => run(open, &[SFTP_SERVER], reader, writer).await,
     }
 }
