@@ -32,6 +32,8 @@ use crate::runtime::{Exit, Finding, Found, FoundState, Incarnation, LayerTar, Ru
 
 /// After SIGKILL: the kernel needs a moment for many processes.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+const NO_WALLS: &str =
+    "the rules of the sandboxes' network are not in place (`atoll doctor` says what this machine lacks)";
 
 #[derive(Debug, Clone)]
 pub struct EmbeddedConfig {
@@ -255,26 +257,32 @@ impl Runtime for EmbeddedRuntime {
             run: None,
             last_exit: None,
         };
-        let home = self.shared.home.clone();
-        let sandbox = blocking(move || home.make_sandbox(incarnation, record)).await?;
-        self.sandboxes().entry(incarnation).or_insert_with(|| Arc::new(sandbox));
-        Ok(())
+        // Known as soon as it is there: a caller that goes away in the middle leaves what can be found and removed.
+        let runtime = self.clone();
+        blocking(move || {
+            let sandbox = runtime.shared.home.make_sandbox(incarnation, record)?;
+            runtime.sandboxes().entry(incarnation).or_insert_with(|| Arc::new(sandbox));
+            Ok(())
+        })
+        .await
     }
 
     async fn start(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {
-        let sandbox = self.sandbox(incarnation).await?;
-        let _one = sandbox.verb.lock().await;
-        if sandbox.live().is_some() {
-            return Ok(());
-        }
-        if !self.shared.walls_stand.load(Ordering::Acquire) {
-            let words = "the rules of the sandboxes' network are not in place (`atoll doctor` says what this machine lacks)";
-            return Err(RuntimeError::Host(words.into()));
-        }
-        let home = self.shared.home.clone();
-        let live = start::start(&home, &sandbox, incarnation).await?;
-        tokio::spawn(watch(home, sandbox.clone(), live));
-        Ok(())
+        let (shared, sandbox) = (self.shared.clone(), self.sandbox(incarnation).await?);
+        // To its end also when the caller goes away in the middle: nobody would watch what has begun.
+        let starting = tokio::spawn(async move {
+            let _one = sandbox.verb.lock().await;
+            if sandbox.live().is_some() {
+                return Ok(());
+            }
+            if !shared.walls_stand.load(Ordering::Acquire) {
+                return Err(RuntimeError::Host(NO_WALLS.into()));
+            }
+            let live = start::start(&shared.home, &sandbox, incarnation).await?;
+            tokio::spawn(watch(shared.home.clone(), sandbox.clone(), live));
+            Ok(())
+        });
+        starting.await.unwrap_or_else(|error| Err(RuntimeError::Host(format!("a start broke off: {error}"))))
     }
 
     async fn pause(&self, incarnation: Incarnation) -> Result<(), RuntimeError> {

@@ -8,6 +8,5 @@ mod direct;
 mod remote;
 
 mod seam;
-// The trials of the embedded runtime use all of it.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the embedded runtime's tests use the rest")]
 mod world;

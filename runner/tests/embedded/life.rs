@@ -16,6 +16,7 @@ use crate::world::{World, incarnation, spec};
 pub const RULES: &[Rule] = &[
     ("a_sandbox_runs_commands_as_its_user_and_leaves_nothing", runs_and_leaves_nothing),
     ("a_stopped_sandbox_keeps_its_disk_and_starts_again", keeps_its_disk),
+    ("a_sandbox_deleted_at_any_moment_of_its_start_leaves_nothing", deleted_while_it_starts),
     ("a_paused_sandbox_does_nothing_until_it_is_resumed", pauses),
     ("a_later_process_adopts_what_runs", is_adopted),
     ("what_runs_is_known_also_where_the_network_cannot_be_prepared", is_known_without_network),
@@ -59,6 +60,21 @@ fn keeps_its_disk(host: &Host) {
         let look = "cat /root/note; test -e /bin/ls || echo gone; test -d /var/new && echo new";
         assert_eq!(run(&world.runner, 1, look).await.output, "kept\ngone\nnew\n");
     });
+}
+
+fn deleted_while_it_starts(host: &Host) {
+    host.tokio.block_on(async {
+        let mut world = host.world(host.runtime()).await;
+        for (number, ms) in (1..).zip([0, 1, 2, 3, 4, 6, 8, 10, 12, 15, 20, 30, 50]) {
+            world.place(number, spec(IMAGE));
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            world.wish(number, Desired::Deleted);
+            world.until_deleted(number).await;
+        }
+        assert_eq!(std::fs::read_dir(host.config.state_dir.join("sandboxes")).unwrap().count(), 0);
+        world.runner.destroy_all().await.unwrap();
+    });
+    assert_eq!(host.left(), Vec::<String>::new());
 }
 
 fn pauses(host: &Host) {
