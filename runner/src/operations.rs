@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::dialing::{Doors, dial_target};
 use crate::handle::{RunnerDialError, blocking};
 use crate::image::{Image, ImageSource};
-use crate::mount::Mounts;
+use crate::mount::{Mounts, Secret};
 use crate::mount_dir::MountDir;
 use crate::reconcile::{Ended, Operation, OperationError, exit_words};
 use crate::runtime::{Exit, Incarnation, Runtime, RuntimeError};
@@ -66,35 +66,13 @@ impl Operations {
         let mounts = self.mounts.clone();
         let mount_dir = blocking(move || MountDir::open(&mounts.prepare(incarnation)?)).await?;
         let image = self.images.resolve(&spec.image).await?;
-        self.provide(&image).await?;
+        provide(&*self.runtime, &*self.images, &image).await?;
         Ok(self.runtime.create(incarnation, spec, &image, &mount_dir).await?)
     }
 
-    async fn provide(&self, image: &Image) -> Result<(), RuntimeError> {
-        let missing = self.runtime.missing_blobs(image).await?;
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let mut blobs = Vec::with_capacity(missing.len());
-        for blob in missing {
-            blobs.push((blob, self.images.open(&blob).await?));
-        }
-        self.runtime.import(image, blobs).await
-    }
-
     async fn start(&self, incarnation: Incarnation, spec: Arc<SandboxSpec>) -> Result<(), OperationError> {
-        let mounts = self.mounts.clone();
-        let armed = blocking(move || mounts.arm(incarnation, &spec)).await?;
-        // A hello that comes before this returns waits in the socket's backlog.
-        self.runtime.start(incarnation).await?;
-        let hello = tokio::select! {
-            hello = tokio::time::timeout(HELLO_DEADLINE, armed.hello()) => hello.unwrap_or_else(|_| {
-                Err(RuntimeError::TimedOut("the sandbox's daemon said no hello".into()))
-            })?,
-            exit = self.runtime.wait(incarnation) => return Err(ended_unready(exit)),
-        };
-        tracing::debug!(daemon_version = hello.version, "the daemon said hello");
-        self.doors.keep_secret(incarnation, armed.secret().clone());
+        let secret = launch(&*self.runtime, &self.mounts, incarnation, spec).await?;
+        self.doors.keep_secret(incarnation, secret);
         Ok(())
     }
 
@@ -158,6 +136,44 @@ impl Operations {
             }
         }
     }
+}
+
+/// From a sandbox that was made to its daemon's hello. Gives the secret of this start.
+pub(crate) async fn launch(
+    runtime: &dyn Runtime,
+    mounts: &Mounts,
+    incarnation: Incarnation,
+    spec: Arc<SandboxSpec>,
+) -> Result<Secret, OperationError> {
+    let mounts = mounts.clone();
+    let armed = blocking(move || mounts.arm(incarnation, &spec)).await?;
+    // A hello that comes before this returns waits in the socket's backlog.
+    runtime.start(incarnation).await?;
+    let hello = tokio::select! {
+        hello = tokio::time::timeout(HELLO_DEADLINE, armed.hello()) => hello.unwrap_or_else(|_| {
+            Err(RuntimeError::TimedOut("the sandbox's daemon said no hello".into()))
+        })?,
+        exit = runtime.wait(incarnation) => return Err(ended_unready(exit)),
+    };
+    tracing::debug!(daemon_version = hello.version, "the daemon said hello");
+    Ok(armed.secret().clone())
+}
+
+/// Has the runtime take what it lacks of an image.
+pub(crate) async fn provide(
+    runtime: &dyn Runtime,
+    images: &dyn ImageSource,
+    image: &Image,
+) -> Result<(), RuntimeError> {
+    let missing = runtime.missing_blobs(image).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut blobs = Vec::with_capacity(missing.len());
+    for blob in missing {
+        blobs.push((blob, images.open(&blob).await?));
+    }
+    runtime.import(image, blobs).await
 }
 
 fn ended_unready(exit: Result<Exit, RuntimeError>) -> OperationError {

@@ -238,9 +238,9 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::build::host::{BaseImage, Made, Ran};
+    use crate::build::host::{AnonymousAccess, BaseAccess, BaseImage, Made, Ran};
     use crate::build::plan::{RunStep, StageConfig};
-    use crate::image::{Digest, Layer};
+    use crate::image::{Compression, Digest, Layer};
 
     /// Its one command says its number and waits for the test.
     #[derive(Default)]
@@ -261,8 +261,17 @@ mod tests {
 
     #[async_trait]
     impl BuildHost for Slow {
-        async fn base(&self, reference: &str) -> Result<BaseImage, BuildError> {
-            Ok(BaseImage { image: Image::named(reference), config: StageConfig::default() })
+        async fn base(
+            &self,
+            reference: &str,
+            _: &dyn BaseAccess,
+            _: &BuildLog,
+        ) -> Result<BaseImage, BuildError> {
+            let digest = Digest::of(b"a layer");
+            let layer =
+                Layer { diff_id: digest, blob: digest, blob_bytes: 7, compression: Compression::None };
+            let image = Image { layers: vec![layer], ..Image::named(reference) };
+            Ok(BaseImage { image, config: StageConfig::default() })
         }
 
         async fn open(&self, _: &Layer) -> Result<File, BuildError> {
@@ -303,7 +312,12 @@ mod tests {
 
     fn request(command: &str) -> BuildRequest {
         let dockerfile = format!("FROM x\nRUN {command}");
-        BuildRequest { dockerfile, build_args: BTreeMap::new(), contexts: Vec::new() }
+        BuildRequest {
+            dockerfile,
+            build_args: BTreeMap::new(),
+            contexts: Vec::new(),
+            access: Arc::new(AnonymousAccess),
+        }
     }
 
     async fn ended(mut states: watch::Receiver<BuildState>) -> BuildState {

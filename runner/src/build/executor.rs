@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::BuildError;
 use super::copy::{select, write_copy, write_dir};
-use super::host::{BaseImage, BuildHost, Made};
+use super::host::{BaseAccess, BaseImage, BuildHost, Made};
 use super::key::Key;
 use super::log::BuildLog;
 use super::oci::config_json;
@@ -27,6 +27,7 @@ pub struct BuildRequest {
     pub build_args: BTreeMap<String, String>,
     /// Uncompressed tars, laid over each other in this order.
     pub contexts: Vec<File>,
+    pub access: Arc<dyn BaseAccess>,
 }
 
 /// Builds the last stage. `scratch` is a folder for nameless temporary files.
@@ -46,6 +47,7 @@ pub async fn build(
         build_args: &request.build_args,
         scratch: scratch.to_owned(),
         contexts: request.contexts,
+        access: request.access,
         context: None,
         stages: HashMap::new(),
         images: HashMap::new(),
@@ -85,7 +87,7 @@ fn needed_stages(program: &Program) -> BTreeSet<usize> {
 struct Built {
     config: StageConfig,
     layers: Vec<Layer>,
-    /// Covers everything that the layers depend on.
+    /// Covers the layers and everything that they depend on.
     chain: Digest,
     /// What the first so many layers show, once somebody has asked.
     tree: Option<(Arc<Tree>, usize)>,
@@ -98,6 +100,7 @@ struct Executor<'a> {
     build_args: &'a BTreeMap<String, String>,
     scratch: PathBuf,
     contexts: Vec<File>,
+    access: Arc<dyn BaseAccess>,
     /// Laid when the first COPY asks for it.
     context: Option<Arc<Tree>>,
     stages: HashMap<usize, Built>,
@@ -151,11 +154,11 @@ impl Executor<'_> {
                 if let Some(known) = self.images.get(reference) {
                     return Ok(known.clone());
                 }
-                let BaseImage { image, config } =
-                    self.host.base(reference).await.map_err(|error| match error {
-                        BuildError::Host(reason) => BuildError::at(line, format!("{reference}: {reason}")),
-                        error => error,
-                    })?;
+                let found = self.host.base(reference, &*self.access, self.log).await;
+                let BaseImage { image, config } = found.map_err(|error| match error {
+                    BuildError::Host(reason) => BuildError::at(line, format!("{reference}: {reason}")),
+                    error => error,
+                })?;
                 let chain = Key::base(&image.layers);
                 let built = Built { config, layers: image.layers, chain, tree: None };
                 self.images.insert(reference.clone(), built.clone());
@@ -200,12 +203,15 @@ impl Executor<'_> {
                 made
             }
         };
-        built.chain = key;
+        built.chain = Key::after(&key, &made);
         built.layers.extend(made);
         Ok(())
     }
 
     async fn run(&self, step: &Step, run: &RunStep, built: &Built) -> Result<Made, BuildError> {
+        if built.layers.is_empty() {
+            return Err(BuildError::at(step.line, "scratch has no program to run: copy one there first"));
+        }
         let image = Image {
             reference: format!("step of line {}", step.line),
             // Known before the image is whole, unlike a configuration's digest, and as unique.

@@ -1,5 +1,6 @@
 //! The seam between a build and what it stands on: the store of blobs, and whatever runs commands.
 
+use std::fmt;
 use std::fs::File;
 
 use async_trait::async_trait;
@@ -8,6 +9,33 @@ use super::BuildError;
 use super::log::BuildLog;
 use super::plan::{RunStep, StageConfig};
 use crate::image::{Digest, Image, Layer};
+use crate::store::Credentials;
+
+/// Whose build it is, as far as images go: the node answers for the organization that asked for it.
+#[async_trait]
+pub trait BaseAccess: fmt::Debug + Send + Sync + 'static {
+    /// May this build begin with, or copy from, what the Dockerfile names so? An error is the reason, for whoever reads
+    /// the build's log.
+    async fn admit(&self, reference: &str) -> Result<Admitted, String>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// What the store is asked for: the name itself, or what it stands for in this organization.
+    pub reference: String,
+    pub credentials: Option<Credentials>,
+}
+
+/// Names mean what they say, and registries are asked without credentials.
+#[derive(Debug, Clone, Copy)]
+pub struct AnonymousAccess;
+
+#[async_trait]
+impl BaseAccess for AnonymousAccess {
+    async fn admit(&self, reference: &str) -> Result<Admitted, String> {
+        Ok(Admitted { reference: reference.to_owned(), credentials: None })
+    }
+}
 
 /// An image to begin with.
 #[derive(Debug, Clone)]
@@ -30,8 +58,13 @@ pub type Made = Option<Layer>;
 
 #[async_trait]
 pub trait BuildHost: Send + Sync + 'static {
-    /// The image that FROM and `COPY --from` name.
-    async fn base(&self, reference: &str) -> Result<BaseImage, BuildError>;
+    /// The image that FROM and `COPY --from` name. Fetches it, and says into `log` how far it has come.
+    async fn base(
+        &self,
+        reference: &str,
+        access: &dyn BaseAccess,
+        log: &BuildLog,
+    ) -> Result<BaseImage, BuildError>;
     /// A layer's blob, open at its beginning.
     async fn open(&self, layer: &Layer) -> Result<File, BuildError>;
     /// Takes an uncompressed OCI layer into the store.

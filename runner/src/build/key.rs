@@ -4,12 +4,13 @@ use ring::digest::{Context, SHA256};
 
 use super::BuildError;
 use super::copy::Selection;
+use super::host::Made;
 use super::plan::{CopyStep, RunStep};
 use super::program::Network;
 use crate::image::{Digest, Layer};
 
 /// Changes when the same step would make another layer than before.
-const EDITION: &[u8] = b"atoll build 1";
+const EDITION: &[u8] = b"atoll build 2";
 
 pub struct Key(Context);
 
@@ -62,6 +63,15 @@ impl Key {
         let mut key = Key::any_copy("copy from", parent, copy);
         key.field(from.to_string().as_bytes());
         key.list(copy.sources.iter().map(String::as_str));
+        key.digest()
+    }
+
+    /// What stands after a step: the step made again may make something else, and then what was built on the former is
+    /// not to be found.
+    pub fn after(step: &Digest, made: &Made) -> Digest {
+        let mut key = Key::new("after");
+        key.field(step.to_string().as_bytes());
+        key.field(made.map(|layer| layer.diff_id.to_string()).unwrap_or_default().as_bytes());
         key.digest()
     }
 

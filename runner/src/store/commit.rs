@@ -26,11 +26,7 @@ impl Store {
         change: ConfigChange,
     ) -> Result<(Digest, Image), StoreError> {
         let mut config = match base.and_then(|base| base.id) {
-            Some(id) => {
-                let (file, _) = self.fetch(id, None, None, &Progress::default()).await?;
-                serde_json::from_slice(&read_small(file, &id, CONFIG_BYTES_MAX)?)
-                    .map_err(manifest::malformed)?
-            }
+            Some(id) => serde_json::from_slice(&self.config_json(&id).await?).map_err(manifest::malformed)?,
             None => json!({"os": "linux", "architecture": manifest::architecture(), "config": {}}),
         };
         let all: Vec<&Layer> = base.map_or(&[][..], |base| &base.layers).iter().chain(layers).collect();
@@ -46,12 +42,23 @@ impl Store {
             replace(&mut config, new);
         }
         let config_json = serde_json::to_vec(&config).map_err(manifest::malformed)?;
-        let config_digest = self.put_bytes(&config_json).await?;
+        let layers: Vec<Layer> = all.into_iter().copied().collect();
+        self.put_image(&config_json, &layers).await
+    }
+
+    /// An image of `layers`, whose blobs are in this store and which the configuration lists. Gives the digest of its
+    /// manifest, too.
+    pub async fn put_image(
+        &self,
+        config_json: &[u8],
+        layers: &[Layer],
+    ) -> Result<(Digest, Image), StoreError> {
+        let config_digest = self.put_bytes(config_json).await?;
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "config": {"mediaType": OCI_CONFIG, "digest": config_digest, "size": config_json.len()},
-            "layers": all.iter().map(|layer| json!({
+            "layers": layers.iter().map(|layer| json!({
                 "mediaType": manifest::media_type_of(layer.compression),
                 "digest": layer.blob,
                 "size": layer.blob_bytes,
@@ -60,6 +67,12 @@ impl Store {
         let digest = self.put_bytes(&serde_json::to_vec(&manifest).map_err(manifest::malformed)?).await?;
         let (_, _, image) = self.read_image(&digest.to_string(), digest, None).await?;
         Ok((digest, image))
+    }
+
+    /// The whole configuration of an image, by [`Image::id`].
+    pub async fn config_json(&self, id: &Digest) -> Result<Vec<u8>, StoreError> {
+        let (file, _) = self.fetch(*id, None, None, &Progress::default()).await?;
+        read_small(file, id, CONFIG_BYTES_MAX)
     }
 
     /// Keeps an uncompressed layer that was written with [`Store::writer`], for [`Store::commit_image`].

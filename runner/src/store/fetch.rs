@@ -222,7 +222,8 @@ impl Store {
         let layers = futures_util::stream::iter(
             manifest
                 .layers
-                .iter()
+                .clone()
+                .into_iter()
                 .map(|layer| self.fetch(layer.digest, Some(layer.size), place.clone(), &progress)),
         );
         let mut layers = layers.buffer_unordered(LAYERS_AT_ONCE);

@@ -30,7 +30,7 @@ pub struct Host {
     pub config: EmbeddedConfig,
     pub images: Arc<Busybox>,
     pub tokio: tokio::runtime::Runtime,
-    daemon: Bytes,
+    pub daemon: Bytes,
 }
 
 impl Host {

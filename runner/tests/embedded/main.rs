@@ -7,6 +7,11 @@
 #[allow(dead_code)]
 mod world;
 
+#[path = "../all/seam.rs"]
+#[allow(dead_code)]
+mod seam;
+
+mod builds;
 mod host;
 mod isolation;
 mod life;
@@ -35,7 +40,7 @@ fn main() -> ExitCode {
         };
     }
     let arguments = Arguments::from_args();
-    let rules = [life::RULES, isolation::RULES].concat();
+    let rules = [life::RULES, isolation::RULES, builds::RULES].concat();
     let trials = rules.into_iter().map(|(name, rule)| {
         Trial::test(name, move || {
             let Some(host) = Host::new() else { return Ok(()) };

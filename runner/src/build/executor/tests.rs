@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 
 use super::*;
-use crate::build::host::Ran;
+use crate::build::host::{AnonymousAccess, Ran};
 use crate::build::oci::read_config;
 use crate::build::tree::sha256_of;
 use crate::embedded::layers::tar_writer::{Head, TarWriter, Type};
@@ -25,7 +25,7 @@ struct World {
 
 #[async_trait]
 impl BuildHost for World {
-    async fn base(&self, reference: &str) -> Result<BaseImage, BuildError> {
+    async fn base(&self, reference: &str, _: &dyn BaseAccess, _: &BuildLog) -> Result<BaseImage, BuildError> {
         let (layers, config) =
             self.bases.get(reference).ok_or_else(|| BuildError::Host("no such image".into()))?;
         let image = Image { layers: layers.clone(), config: config.image.clone(), ..Image::named(reference) };
@@ -99,6 +99,7 @@ impl World {
             dockerfile: dockerfile.to_owned(),
             build_args: BTreeMap::new(),
             contexts: vec![file(&tar(context))],
+            access: Arc::new(AnonymousAccess),
         };
         let built = build(self, request, scratch.path(), &log).await;
         (built, std::fs::read_to_string(scratch.path().join("log")).unwrap())
