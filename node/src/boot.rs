@@ -20,6 +20,7 @@ use atoll_edge::{CookieKey, Edge, EdgeConfig, EdgeLimits};
 use atoll_mesh::endpoint::{MeshConfig, MeshEndpoint};
 use atoll_mesh::link::Link;
 use atoll_mesh::stream::GroupName;
+use atoll_runner::store::Store;
 use atoll_runner::{Runner, RunnerConfig, RunnerHandle};
 use atoll_ssh::{SshConfig, SshServer};
 use bytes::Bytes;
@@ -125,6 +126,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let runner = Runner::start(runner_config(&layout), runtime, images::source(&config, &store), reports_out)
         .await
         .context("start the sandbox runtime (`atoll doctor` says what this machine lacks)")?;
+    let (base, stop) = (unpack_base(&config, &store, &runner), cancel.clone());
+    tasks.spawn(async move { stop.run_until_cancelled(base).await });
     let duties = Arc::new(Duties {
         me,
         home: config.region.clone(),
@@ -422,6 +425,15 @@ fn public_names(config: &Config) -> Result<Vec<PublicName>> {
 
 fn runner_config(layout: &Layout) -> RunnerConfig {
     RunnerConfig::new(layout.runner_dir(), Bytes::from_static(runtimes::DAEMON))
+}
+
+fn unpack_base(
+    config: &Config,
+    store: &Store,
+    runner: &RunnerHandle,
+) -> impl Future<Output = ()> + Send + 'static {
+    let (config, store, runner) = (config.clone(), store.clone(), runner.clone());
+    async move { images::unpack_base(&config, &store, &runner).await }
 }
 
 fn load_of(runner: RunnerHandle) -> Box<dyn Fn() -> Load + Send + Sync> {

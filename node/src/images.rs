@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use atoll_runner::store::{Registries, Store, StoreConfig};
-use atoll_runner::{EngineImages, ImageSource};
+use atoll_runner::{EngineImages, ImageSource, RunnerHandle};
+use tracing::{info, warn};
 
 use crate::config::{Config, RuntimeKind};
 
@@ -14,6 +15,20 @@ pub fn open_store(config: &Config) -> Result<Store> {
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let store = StoreConfig { dir, seeds: config.runtime.seeds.clone(), registries: Registries::default() };
     Store::open(store).context("open the store of images")
+}
+
+/// Unpacks the image of the default snapshot, so that the first create does not wait for it. Elsewhere than on this
+/// machine it is not looked for: the node works without.
+pub async fn unpack_base(config: &Config, store: &Store, runner: &RunnerHandle) {
+    let image = &config.runtime.image;
+    let is_here = image.parse().is_ok_and(|name| store.name_here(&name).is_some());
+    if config.runtime.kind != RuntimeKind::Embedded || !is_here {
+        return;
+    }
+    match runner.provide(image).await {
+        Ok(()) => info!(%image, "the base image is unpacked"),
+        Err(error) => warn!(%image, %error, "the base image is not unpacked, a create will try again"),
+    }
 }
 
 /// Where the runner's images come from.

@@ -217,6 +217,7 @@ async fn in_time<T>(work: impl Future<Output = Result<T, RuntimeError>>) -> Resu
 impl Operation {
     fn name(&self) -> &'static str {
         match self {
+            Operation::Provide(_) => "provide",
             Operation::Create(_) => "create",
             Operation::Start(_) => "start",
             Operation::Adopt => "adopt",
@@ -233,6 +234,7 @@ impl Operation {
 fn overdue(name: &str) -> &'static str {
     match name {
         "start" => "the sandbox was not ready within 30 s",
+        "provide" => "the sandbox's image could not be fetched in time",
         "create" => "the sandbox could not be made within 30 s",
         "stop" => "the sandbox did not stop in time",
         "adopt" => "the sandbox's daemon did not answer in time",

@@ -18,7 +18,7 @@ use crate::dialing::Doors;
 use crate::image::ImageSource;
 use crate::mount::Mounts;
 use crate::operations::Operations;
-use crate::reconcile::{Counts, Reconciler};
+use crate::reconcile::{Counts, PROVIDE_DEADLINE, Reconciler};
 use crate::runtime::{ByteStream, Finding, Incarnation, Runtime, RuntimeError};
 
 /// For everything a start does before sandboxes: engine, network, rules, list.
@@ -124,10 +124,26 @@ impl Runner {
         let core = Reconciler::new(config.operations_max.max(1), found, Instant::now().into_std());
         let operations =
             Operations::new(runtime.clone(), images, mounts.clone(), doors.clone(), config.dial_deadline);
-        let actor =
-            Actor::new(core, operations, wanted_rx, reports, status_tx, stopping.clone(), tasks.clone());
+        let actor = Actor::new(
+            core,
+            operations.clone(),
+            wanted_rx,
+            reports,
+            status_tx,
+            stopping.clone(),
+            tasks.clone(),
+        );
         tasks.spawn(actor.run());
-        Ok(RunnerHandle { runtime, mounts, doors, wanted: Arc::new(wanted), status, stopping, tasks })
+        Ok(RunnerHandle {
+            runtime,
+            operations,
+            mounts,
+            doors,
+            wanted: Arc::new(wanted),
+            status,
+            stopping,
+            tasks,
+        })
     }
 }
 
@@ -135,6 +151,7 @@ impl Runner {
 #[derive(Clone)]
 pub struct RunnerHandle {
     runtime: Arc<dyn Runtime>,
+    operations: Operations,
     mounts: Mounts,
     doors: Arc<Doors>,
     wanted: Arc<watch::Sender<WantedList>>,
@@ -158,6 +175,14 @@ impl RunnerHandle {
         target: Target,
     ) -> Result<ByteStream, RunnerDialError> {
         self.doors.dial(&*self.runtime, Incarnation { sandbox_id, generation }, target).await
+    }
+
+    /// Brings an image to this node, so that no create waits for it: fetches what is missing and has it unpacked.
+    pub async fn provide(&self, image_reference: &str) -> Result<(), RuntimeError> {
+        let provided = tokio::time::timeout(PROVIDE_DEADLINE, self.operations.provide(image_reference)).await;
+        provided.unwrap_or_else(|_| {
+            Err(RuntimeError::TimedOut(format!("{image_reference} could not be fetched in time")))
+        })
     }
 
     pub fn status(&self) -> RunnerStatus {

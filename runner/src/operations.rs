@@ -20,6 +20,8 @@ pub const STOP_GRACE_MS: u64 = 5_000;
 /// A daemon says hello some milliseconds after its container has started. One that does not may have been started by a
 /// node process that was killed in between, and know another socket and secret: it is stopped and started anew.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// What is not found at once is fetched, which may take long.
+const LOOK_FOR_IMAGE_DEADLINE: Duration = Duration::from_secs(2);
 /// Between questions to a runtime that cannot say whether a sandbox still runs.
 const WATCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Then it counts as ended, and the next list will tell.
@@ -51,6 +53,7 @@ impl Operations {
         operation: Operation,
     ) -> Result<(), OperationError> {
         match operation {
+            Operation::Provide(spec) => Ok(self.provide(&spec.image).await?),
             Operation::Create(spec) => self.create(incarnation, &spec).await,
             Operation::Start(spec) => self.start(incarnation, spec).await,
             Operation::Adopt => self.adopt(incarnation).await,
@@ -65,9 +68,21 @@ impl Operations {
     async fn create(&self, incarnation: Incarnation, spec: &SandboxSpec) -> Result<(), OperationError> {
         let mounts = self.mounts.clone();
         let mount_dir = blocking(move || MountDir::open(&mounts.prepare(incarnation)?)).await?;
-        let image = self.images.resolve(&spec.image).await?;
-        provide(&*self.runtime, &*self.images, &image).await?;
+        let image = tokio::time::timeout(LOOK_FOR_IMAGE_DEADLINE, self.image_here(&spec.image)).await;
+        let Ok(Some(image)) = image.unwrap_or(Ok(None)) else { return Err(OperationError::ImageMissing) };
         Ok(self.runtime.create(incarnation, spec, &image, &mount_dir).await?)
+    }
+
+    /// `None` when something of it must be fetched or unpacked first.
+    async fn image_here(&self, reference: &str) -> Result<Option<Image>, RuntimeError> {
+        let image = self.images.resolve(reference).await?;
+        Ok(self.runtime.missing_blobs(&image).await?.is_empty().then_some(image))
+    }
+
+    /// Brings an image here, from wherever it is, ready for creates.
+    pub(crate) async fn provide(&self, reference: &str) -> Result<(), RuntimeError> {
+        let image = self.images.resolve(reference).await?;
+        provide(&*self.runtime, &*self.images, &image).await
     }
 
     async fn start(&self, incarnation: Incarnation, spec: Arc<SandboxSpec>) -> Result<(), OperationError> {

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!              Serving   Frozen   Down    Gone        (a goal "as is" does nothing at all)
-//!  Absent      Create    -        -       (forgotten)
+//!  Absent      Create    -        -       (forgotten)     or Provide, when a create has found no image
 //!  Stopped     Start     -        -       Remove
 //!  Unproven    Adopt     Pause    Stop    Remove    runs, but its daemon has not answered this process
 //!  Serving     -         Pause    Stop    Remove    runs, and its daemon has said hello or answered
@@ -33,6 +33,8 @@ use crate::runtime::{Exit, Found, FoundState, Incarnation};
 
 /// From the first create or start of a wish until the daemon's hello.
 pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(30);
+/// For an image to be fetched and unpacked. It counts for no launch: that begins when the image is here.
+pub const PROVIDE_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// For one stop (grace included), one removal or one adoption.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(30);
 pub const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
@@ -43,6 +45,8 @@ pub const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 pub const ATTEMPTS_MAX: u32 = 3;
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// Sandboxes whose images are being fetched at once. Those of one image share its download.
+pub const PROVIDES_MAX: usize = 256;
 /// A report is said again when the record still differs after this.
 pub const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// How long something of ours that nobody ever wanted is left alone: the node's replica may still be catching up.
@@ -87,6 +91,8 @@ pub enum OperationError {
     Passing(String),
     /// The container that should be there is not.
     Vanished,
+    /// A create needs the image to be brought here first.
+    ImageMissing,
     /// As [`Action::Cancel`] asked.
     Cancelled,
 }
@@ -112,6 +118,8 @@ pub enum Action {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
+    /// Fetch the image and unpack it.
+    Provide(Arc<SandboxSpec>),
     Create(Arc<SandboxSpec>),
     /// New secret, start, hello.
     Start(Arc<SandboxSpec>),
@@ -184,8 +192,18 @@ struct Slot {
     ownership: Ownership,
     /// What the runtime was told last that the sandbox may reach; `None`: not known.
     egress: Option<Egress>,
+    image: ImageHere,
     /// How it was found at start, until the first wanted list says what to make of it.
     found: Option<FoundState>,
+}
+
+/// What is known of the sandbox's image on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ImageHere {
+    /// A create will say.
+    Unknown,
+    Missing,
+    Provided,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +228,7 @@ struct Running {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    Provide,
     Create,
     Start,
     Adopt,
@@ -392,6 +411,7 @@ impl Reconciler {
             Ok(()) => {
                 slot.not_before = now;
                 match running.kind {
+                    Kind::Provide => slot.image = ImageHere::Provided,
                     Kind::Create => {
                         slot.container = Container::Stopped;
                         slot.egress = running.egress;
@@ -434,6 +454,11 @@ impl Reconciler {
                 }
             }
             Err(OperationError::Cancelled) => slot.container = slot.after_failed(running.kind),
+            Err(OperationError::ImageMissing) if slot.image != ImageHere::Provided => {
+                slot.container = slot.after_failed(running.kind);
+                slot.image = ImageHere::Missing;
+                slot.launch_since = None;
+            }
             Err(OperationError::Vanished) if running.kind == Kind::Remove => {
                 self.slots.remove(&incarnation);
                 self.respawn(incarnation, now);
@@ -446,22 +471,12 @@ impl Reconciler {
                 slot.container = slot.after_failed(running.kind);
                 slot.fail(desired_version, &reason);
             }
+            Err(OperationError::ImageMissing) => {
+                slot.image = ImageHere::Unknown;
+                slot.failed_passing(running.kind, desired_version, IMAGE_GONE, now);
+            }
             Err(OperationError::Passing(reason)) => {
-                slot.container = slot.after_failed(running.kind);
-                slot.attempts += 1;
-                slot.not_before = now + backoff(slot.attempts);
-                let launch_over = slot.launch_since.is_some_and(|since| now >= since + LAUNCH_DEADLINE);
-                let given_up = match running.kind {
-                    Kind::Create | Kind::Start => launch_over || slot.attempts >= ATTEMPTS_MAX,
-                    Kind::Adopt | Kind::Pause | Kind::Resume | Kind::SetEgress | Kind::Stop => {
-                        slot.attempts >= ATTEMPTS_MAX
-                    }
-                    Kind::Remove => false,
-                };
-                // The first reason stands: what fails while cleaning up after it explains nothing.
-                if given_up && slot.failure.is_none() {
-                    slot.fail(desired_version, &reason);
-                }
+                slot.failed_passing(running.kind, desired_version, &reason, now);
             }
         }
     }
@@ -553,9 +568,16 @@ impl Reconciler {
         due.sort_by_key(|(kind, since, incarnation)| {
             (!matches!(kind, Kind::Remove | Kind::Stop | Kind::SetEgress), *since, *incarnation)
         });
+        // Fetching takes long and keeps nobody's turn but that of others who fetch.
+        let providing = self.slots.values().filter_map(|slot| slot.operation.as_ref());
+        let mut providing = providing.filter(|running| running.kind == Kind::Provide).count();
         for (kind, _, incarnation) in due {
-            if self.operations.len() >= self.operations_max {
-                break;
+            let others = self.operations.len() - providing;
+            match kind {
+                Kind::Provide if providing >= PROVIDES_MAX => continue,
+                Kind::Provide => providing += 1,
+                _ if others >= self.operations_max => continue,
+                _ => {}
             }
             self.begin(kind, incarnation, now, actions);
         }
@@ -566,10 +588,11 @@ impl Reconciler {
         let slot = self.slots.get_mut(&incarnation).expect("only slots are due");
         let egress = spec.as_ref().map(|spec| spec.egress.clone());
         let operation = match (kind, spec) {
+            (Kind::Provide, Some(spec)) => Operation::Provide(spec),
             (Kind::Create, Some(spec)) => Operation::Create(spec),
             (Kind::Start, Some(spec)) => Operation::Start(spec),
             // Without an assignment the goal is Gone, and nothing is created or started for it.
-            (Kind::Create | Kind::Start | Kind::SetEgress, None) => return,
+            (Kind::Provide | Kind::Create | Kind::Start | Kind::SetEgress, None) => return,
             (Kind::SetEgress, Some(spec)) => Operation::SetEgress(spec),
             (Kind::Adopt, _) => Operation::Adopt,
             (Kind::Pause, _) => Operation::Pause,
@@ -579,6 +602,7 @@ impl Reconciler {
         };
         let deadline = match kind {
             Kind::Create | Kind::Start => *slot.launch_since.get_or_insert(now) + LAUNCH_DEADLINE,
+            Kind::Provide => now + PROVIDE_DEADLINE,
             Kind::Adopt => now + ADOPT_DEADLINE,
             Kind::Pause | Kind::Resume | Kind::SetEgress => now + CHANGE_DEADLINE,
             Kind::Stop => now + STOP_DEADLINE,
@@ -600,7 +624,8 @@ impl Reconciler {
             .iter()
             .filter(|(incarnation, slot)| {
                 let running = slot.operation.as_ref().filter(|running| !running.cancelled);
-                running.is_some_and(|running| matches!(running.kind, Kind::Start | Kind::Adopt))
+                running
+                    .is_some_and(|running| matches!(running.kind, Kind::Provide | Kind::Start | Kind::Adopt))
                     && !matches!(self.goal(**incarnation, slot), Goal::Serving | Goal::Frozen)
             })
             .map(|(incarnation, _)| *incarnation)
@@ -621,6 +646,7 @@ impl Reconciler {
             (Container::Absent, Goal::Gone | Goal::Down | Goal::Frozen) => return None,
             (Container::Stopped, Goal::Down | Goal::Frozen) => return None,
             (_, Goal::Gone) => Kind::Remove,
+            (Container::Absent, Goal::Serving) if slot.image == ImageHere::Missing => Kind::Provide,
             (Container::Absent, Goal::Serving) => Kind::Create,
             (Container::Uncertain, Goal::Serving | Goal::Frozen | Goal::Down) => Kind::Stop,
             (Container::Stopped | Container::Serving | Container::Frozen, Goal::Serving)
@@ -778,6 +804,7 @@ impl Reconciler {
 }
 
 const GONE: &str = "the sandbox's container is no longer on its node; starting it again makes an empty one";
+const IMAGE_GONE: &str = "the image was removed from the node while the sandbox was being made";
 const MEMORY_LOST: &str =
     "the paused sandbox has ended, so what was in its memory is lost; its files are kept, start it again";
 
@@ -795,6 +822,7 @@ impl Slot {
             waiting_since: now,
             ownership,
             egress: None,
+            image: ImageHere::Unknown,
             found: None,
         }
     }
@@ -873,13 +901,32 @@ impl Slot {
         self.launch_since = None;
     }
 
+    /// Tried again later, or given up.
+    fn failed_passing(&mut self, kind: Kind, desired_version: Option<u64>, reason: &str, now: Instant) {
+        self.container = self.after_failed(kind);
+        self.attempts += 1;
+        self.not_before = now + backoff(self.attempts);
+        let launch_over = self.launch_since.is_some_and(|since| now >= since + LAUNCH_DEADLINE);
+        let given_up = match kind {
+            Kind::Create | Kind::Start => launch_over || self.attempts >= ATTEMPTS_MAX,
+            Kind::Provide | Kind::Adopt | Kind::Pause | Kind::Resume | Kind::SetEgress | Kind::Stop => {
+                self.attempts >= ATTEMPTS_MAX
+            }
+            Kind::Remove => false,
+        };
+        // The first reason stands: what fails while cleaning up after it explains nothing.
+        if given_up && self.failure.is_none() {
+            self.fail(desired_version, reason);
+        }
+    }
+
     fn failed_at(&self, desired_version: u64) -> Option<&Failure> {
         self.failure.as_ref().filter(|failure| failure.desired_version == desired_version)
     }
 
     fn after_failed(&self, kind: Kind) -> Container {
         match kind {
-            Kind::Create => Container::Absent,
+            Kind::Provide | Kind::Create => Container::Absent,
             Kind::Start | Kind::Stop | Kind::Remove => Container::Uncertain,
             Kind::Adopt => Container::Unproven,
             Kind::Pause | Kind::Resume => Container::HalfFrozen,

@@ -234,7 +234,7 @@ async fn start(
             Err(OperationError::Passing(reason) | OperationError::Final(reason)) => {
                 return Err(BuildError::Host(format!("the step's sandbox did not start: {reason}")));
             }
-            Err(OperationError::Vanished | OperationError::Cancelled) => {
+            Err(OperationError::Vanished | OperationError::ImageMissing | OperationError::Cancelled) => {
                 return Err(BuildError::Host("the step's sandbox has vanished; build again".into()));
             }
         }

@@ -6,6 +6,7 @@ use atoll_api::sandbox::Resources;
 use super::*;
 
 mod pausing;
+mod providing;
 mod reaching;
 
 struct World {
