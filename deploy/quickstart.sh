@@ -101,7 +101,6 @@ fi
 need_root
 timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${RUNTIME_PACKAGES[@]}" jq openssh-client python3-venv
 install_rust
-timed docker start_docker
 timed build build
 timed "base snapshot" base_snapshot
 timed mesh start_mesh
