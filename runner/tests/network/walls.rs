@@ -227,6 +227,38 @@ fn a_sandbox_puts_nothing_into_the_hosts_table_of_neighbours() {
 }
 
 #[test]
+fn a_sandbox_cannot_fill_the_hosts_table_of_connections() {
+    with_world(|_world| async {
+        let network = Network::new(config(1, "10.88.0.0/16")).unwrap();
+        network.prepare().await.unwrap();
+        let greedy = Namespace::of_sandbox(&network, 0, &everybody()).await;
+        let neighbour = Namespace::of_sandbox(&network, 1, &everybody()).await;
+        let followed = || {
+            let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+            count.trim().parse::<u32>().unwrap()
+        };
+
+        let outward = greedy.run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+        for port in 1000..21_000 {
+            let _ = outward.send_to(b"one more", (SITE, port));
+        }
+        assert!((7000..9000).contains(&followed()), "{} outward", followed());
+        // The resolver has one port, so here each of the asker's counts.
+        let asking = Namespace::of_sandbox(&network, 2, &everybody()).await;
+        asking.run(|| {
+            for _ in 0..12_000 {
+                let asker = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                let _ = asker.send_to(b"one more", ("10.88.0.1", 53));
+            }
+        });
+        assert!((14_000..18_000).contains(&followed()), "{} outward and asking", followed());
+
+        assert!(!greedy.reaches(OTHER_SITE).await);
+        assert!(neighbour.reaches(SITE).await && neighbour.reaches_by_udp(SITE).await);
+    });
+}
+
+#[test]
 fn a_check_says_what_is_missing_and_changes_nothing() {
     with_world(|_world| async {
         let network = Network::new(NetworkConfig {

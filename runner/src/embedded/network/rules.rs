@@ -18,6 +18,9 @@ use super::layout::{DEVICE_PREFIX, Layout};
 /// connection there. Answers are valid for less (see [`super::resolver`]).
 pub(super) const PIN_S: u32 = 3600;
 const PINS_MAX: u32 = 1 << 18;
+/// Connections that one sandbox has at once, as the host follows them: for as long as two minutes after their end. The host's table
+/// (`nf_conntrack_max`, often 262144) is everybody's, and when it is full nobody opens another.
+pub(super) const FLOWS_MAX: u32 = 8192;
 /// Never anybody's on the other side of the gateway: this host, loopback, link-local with the clouds' metadata services,
 /// multicast, reserved and broadcast.
 const NOWHERE: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4";
@@ -33,6 +36,7 @@ pub(super) fn script(layout: &Layout, denied: &[Ipv4Net], uplinks: &BTreeSet<Str
          add set inet {table} {} {{ type ipv4_addr; }}\n\
          add set inet {table} {} {{ type ipv4_addr . ipv4_addr; flags interval; }}\n\
          add set inet {table} {} {{ type ipv4_addr . ipv4_addr; size {PINS_MAX}; flags dynamic,timeout; timeout {PIN_S}s; }}\n\
+         add set inet {table} flows {{ type ipv4_addr; size 65535; flags dynamic; }}\n\
          add set inet {table} denied {{ type ipv4_addr; flags interval; }}\n\
          add set inet {table} uplinks {{ type ifname; }}\n\
          flush set inet {table} uplinks\n",
@@ -96,6 +100,7 @@ pub(super) fn script(layout: &Layout, denied: &[Ipv4Net], uplinks: &BTreeSet<Str
             // Other people's containers and virtual machines on this host.
             "oifname != @uplinks meta oifkind { \"bridge\", \"veth\", \"dummy\" } goto refuse".into(),
             "tcp flags syn tcp option maxseg size set rt mtu".into(),
+            format!("ct state new add @flows {{ ip saddr ct count over {FLOWS_MAX} }} goto refuse"),
             format!("ip saddr {restricted} goto limited"),
             "accept".into(),
         ],
@@ -123,6 +128,12 @@ pub(super) fn script(layout: &Layout, denied: &[Ipv4Net], uplinks: &BTreeSet<Str
             format!("ip daddr {{ {NOWHERE} }} goto refuse"),
             "ip daddr @denied goto refuse".into(),
         ],
+    );
+    // What comes this far is for the resolver. Silence makes whoever asked ask again.
+    chain(
+        "arrive",
+        "{ type filter hook input priority filter - 10; policy accept; }",
+        &[format!("iifname {ours} ct state new add @flows {{ ip saddr ct count over {FLOWS_MAX} }} drop")],
     );
     chain(
         "forward",
