@@ -256,3 +256,107 @@ fn settle(mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// On folders that only look like the kernel's: what is written where, and how its answers are read.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { memory_bytes: 1 << 30, cpus: 2, pids: 256 };
+
+    fn fake(root: &Path, version: Version) -> Cgroup {
+        let dir = |controller: &str| match version {
+            Version::Two => root.to_owned(),
+            Version::One => root.join(controller),
+        };
+        let cgroup = Cgroup {
+            version,
+            memory: dir("memory"),
+            cpu: dir("cpu"),
+            pids: dir("pids"),
+            freezer: dir("freezer"),
+        };
+        cgroup.dirs().iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+        cgroup
+    }
+
+    #[test]
+    fn limits_of_version_two_are_all_in_one_group_and_swap_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let read = |file: &str| fs::read_to_string(root.path().join(file)).unwrap();
+
+        fake(root.path(), Version::Two).limit(&LIMITS).unwrap();
+
+        assert_eq!(read("memory.max"), "1073741824");
+        assert_eq!(read("memory.swap.max"), "0");
+        assert_eq!(read("cpu.max"), "200000 100000");
+        assert_eq!(read("pids.max"), "256");
+    }
+
+    #[test]
+    fn limits_of_version_one_are_in_the_group_of_each_controller() {
+        let root = tempfile::tempdir().unwrap();
+        let read = |file: &str| fs::read_to_string(root.path().join(file)).unwrap();
+
+        fake(root.path(), Version::One).limit(&LIMITS).unwrap();
+
+        assert_eq!(read("memory/memory.limit_in_bytes"), "1073741824");
+        // Memory and swap together: as much as memory alone.
+        assert_eq!(read("memory/memory.memsw.limit_in_bytes"), "1073741824");
+        assert_eq!(read("cpu/cpu.cfs_quota_us"), "200000");
+        assert_eq!(read("pids/pids.max"), "256");
+    }
+
+    #[test]
+    fn version_two_is_frozen_when_the_kernel_says_so_and_not_when_it_was_asked_to() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = fake(root.path(), Version::Two);
+        let events = root.path().join("cgroup.events");
+        fs::write(&events, "populated 1\nfrozen 0\n").unwrap();
+        assert!(!cgroup.is_frozen().unwrap());
+
+        fs::write(&events, "populated 1\nfrozen 1\n").unwrap();
+        cgroup.freeze().unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("cgroup.freeze")).unwrap(), "1");
+        cgroup.thaw().unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("cgroup.freeze")).unwrap(), "0");
+    }
+
+    #[test]
+    fn kills_for_memory_are_read_from_either_version_and_not_from_a_group_kill() {
+        let root = tempfile::tempdir().unwrap();
+        let two = fake(root.path(), Version::Two);
+        let one = fake(root.path(), Version::One);
+        let events = "low 0\nhigh 0\nmax 31\noom 5\noom_kill 3\noom_group_kill 1\n";
+        fs::write(root.path().join("memory.events"), events).unwrap();
+        fs::write(
+            root.path().join("memory/memory.oom_control"),
+            "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
+        )
+        .unwrap();
+
+        assert_eq!((two.oom_kills().unwrap(), one.oom_kills().unwrap()), (3, 4));
+        fs::write(root.path().join("memory.events"), "low 0\n").unwrap();
+        assert_eq!(two.oom_kills().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_process_is_born_into_version_two_and_written_to_version_one() {
+        let root = tempfile::tempdir().unwrap();
+        let two = fake(root.path(), Version::Two);
+        let one = fake(root.path(), Version::One);
+        one.dirs().iter().for_each(|dir| fs::write(dir.join("cgroup.procs"), "").unwrap());
+
+        assert!(matches!(two.entrance().unwrap(), Entrance::BornIn(_)));
+        assert!(matches!(one.entrance().unwrap(), Entrance::Procs(files) if files.len() == 4));
+    }
+
+    #[test]
+    fn version_two_ends_whoever_is_left_at_once() {
+        let root = tempfile::tempdir().unwrap();
+
+        fake(root.path(), Version::Two).kill_all().unwrap();
+
+        assert_eq!(fs::read_to_string(root.path().join("cgroup.kill")).unwrap(), "1");
+    }
+}

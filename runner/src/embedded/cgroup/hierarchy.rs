@@ -30,7 +30,10 @@ impl Hierarchies {
         let unified = Path::new(UNIFIED);
         let controllers = fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default();
         let all = CONTROLLERS.iter().all(|wanted| controllers.split_whitespace().any(|one| one == *wanted));
-        let hierarchies = if all { version_two(unified, name)? } else { version_one(name)? };
+        let hierarchies = match all {
+            true => version_two(unified, &fs::read_to_string("/proc/self/cgroup")?, name)?,
+            false => version_one(&fs::read_to_string("/proc/self/mountinfo")?, name)?,
+        };
         for parent in hierarchies.parents() {
             fs::create_dir_all(&parent)?;
         }
@@ -51,10 +54,11 @@ impl Hierarchies {
 }
 
 /// Below the group that this process was started in, which systemd has delegated to it, or the root group.
-fn version_two(unified: &Path, name: &str) -> io::Result<Hierarchies> {
-    let own = fs::read_to_string("/proc/self/cgroup")?;
+/// `own`: what the kernel says of this process, `/proc/self/cgroup`.
+fn version_two(unified: &Path, own: &str, name: &str) -> io::Result<Hierarchies> {
     let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_start_matches('/');
-    let own = own.strip_suffix(SUPERVISOR).unwrap_or(own).trim_end_matches('/');
+    let delegated = own.strip_suffix(SUPERVISOR).filter(|rest| rest.is_empty() || rest.ends_with('/'));
+    let own = delegated.unwrap_or(own).trim_end_matches('/');
     let base = unified.join(own);
     if !own.is_empty() {
         let supervisor = base.join(SUPERVISOR);
@@ -86,8 +90,7 @@ fn enable(dir: &Path) -> io::Result<()> {
     })
 }
 
-fn version_one(name: &str) -> io::Result<Hierarchies> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+fn version_one(mounts: &str, name: &str) -> io::Result<Hierarchies> {
     let find = |controller: &str| {
         mounts.lines().find_map(|line| mounted(line, controller)).map(|dir| dir.join(name)).ok_or_else(|| {
             io::Error::new(
@@ -126,5 +129,50 @@ mod tests {
         assert_eq!(mounted(line, "cpu"), Some(PathBuf::from("/sys/fs/cgroup/cpu,cpuacct")));
         assert_eq!(mounted(line, "cpuset"), None);
         assert_eq!(mounted(&line.replace("- cgroup ", "- cgroup2 "), "cpu"), None);
+    }
+
+    #[test]
+    fn version_two_makes_its_groups_in_what_was_delegated_and_moves_out_of_the_way() {
+        let root = tempfile::tempdir().unwrap();
+        let base = root.path().join("system.slice/atoll-runner.service");
+        fs::create_dir_all(&base).unwrap();
+        let place = |own: &str| version_two(root.path(), own, "atoll-7").unwrap().memory;
+
+        assert_eq!(place("0::/system.slice/atoll-runner.service\n"), base.join("atoll-7"));
+        let read = |file: &str| fs::read_to_string(base.join(file)).unwrap();
+        assert_eq!(read("supervisor/cgroup.procs"), std::process::id().to_string());
+        assert_eq!(read("cgroup.subtree_control"), "+memory +cpu +pids");
+        // After a restart it is in its place already, beside whatever version 1 says.
+        let again = "9:memory:/x\n0::/system.slice/atoll-runner.service/supervisor\n";
+        assert_eq!(place(again), base.join("atoll-7"));
+        // Somebody else's group by a similar name, and the root group, which needs no moving.
+        fs::create_dir_all(root.path().join("my-supervisor")).unwrap();
+        assert_eq!(place("0::/my-supervisor\n"), root.path().join("my-supervisor/atoll-7"));
+        assert_eq!(place("0::/\n"), root.path().join("atoll-7"));
+        assert!(!root.path().join("supervisor").exists());
+    }
+
+    #[test]
+    fn without_delegation_the_operator_is_told_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        // A folder where the kernel has a file.
+        fs::create_dir_all(root.path().join("cgroup.subtree_control")).unwrap();
+
+        let error = version_two(root.path(), "0::/\n", "atoll-7").unwrap_err().to_string();
+
+        assert!(error.contains("Delegate=yes"), "{error}");
+    }
+
+    #[test]
+    fn version_one_names_the_controller_that_is_missing() {
+        let mounts = "31 24 0:27 / /cg/memory rw shared:9 - cgroup cgroup rw,memory\n\
+                      32 24 0:28 / /cg/cpu rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+                      33 24 0:29 / /cg/pids rw shared:9 - cgroup cgroup rw,pids\n";
+        let freezer = "34 24 0:30 / /cg/freezer rw shared:9 - cgroup cgroup rw,freezer\n";
+
+        let error = version_one(mounts, "atoll-7").unwrap_err().to_string();
+        assert!(error.contains("controller freezer"), "{error}");
+        let found = version_one(&format!("{mounts}{freezer}"), "atoll-7").unwrap();
+        assert_eq!((found.version, found.cpu), (Version::One, PathBuf::from("/cg/cpu/atoll-7")));
     }
 }
