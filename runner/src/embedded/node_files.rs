@@ -4,11 +4,11 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, ResolveFlags, fstat, memfd_create, openat2};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::record::MountPlace;
 use super::runtime::host;
@@ -34,13 +34,11 @@ impl NodeFiles {
         let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let path = OFlags::PATH | OFlags::CLOEXEC;
         let run = openat2(CWD, mount_dir.path.join("run"), path | OFlags::DIRECTORY, Mode::empty(), plain)?;
-        let owner = fstat(&run)?.st_uid;
-        if owner != mount_dir.owner {
-            return Err(io::Error::other(format!("its owner has become {owner}")));
-        }
+        owned(&run, mount_dir.owner)?;
         let beneath = plain | ResolveFlags::BENEATH | ResolveFlags::NO_XDEV;
         let read = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let config = File::from(openat2(&run, "config.json", read, Mode::empty(), beneath)?);
+        owned(&config, mount_dir.owner)?;
         let mut json = Vec::new();
         config.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut json)?;
         if json.len() as u64 > CONFIG_BYTES_MAX {
@@ -50,8 +48,25 @@ impl NodeFiles {
         memory.write_all(&json)?;
         io::Seek::rewind(&mut memory)?;
         let socket = openat2(&run, "hello.sock", path, Mode::empty(), beneath)?;
-        let hello = UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))?;
-        Ok(NodeFiles { config: memory.into(), hello: hello.into() })
+        owned(&socket, mount_dir.owner)?;
+        Ok(NodeFiles { config: memory.into(), hello: connect(&socket)? })
+    }
+}
+
+/// Never waits: whoever has bound it and takes no connections would keep us.
+fn connect(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let ours = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let place = SocketAddrUnix::new(format!("/proc/self/fd/{}", socket.as_raw_fd()))?;
+    rustix::net::connect(&ours, &place)?;
+    Ok(ours)
+}
+
+/// A hard link may be to anything of anybody's: what root alone may read, or a socket that root alone may connect to.
+fn owned(file: impl AsFd, owner: u32) -> io::Result<()> {
+    match fstat(file)?.st_uid {
+        found if found == owner => Ok(()),
+        found => Err(io::Error::other(format!("something in it belongs to uid {found} and not to {owner}"))),
     }
 }
 
