@@ -17,7 +17,8 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat, symlinkat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
 };
-use rustix::process::Signal;
+use rustix::process::{Signal, Uid};
+use rustix::thread::{capabilities, set_capabilities, set_thread_res_uid};
 
 use super::channel;
 use super::init;
@@ -124,11 +125,15 @@ fn make_init(
     let (signal, signal_of_init) = channel::pair()?;
     let born_in: Option<BorrowedFd<'_>> =
         if park.born_in_cgroup { fds.first().map(AsFd::as_fd) } else { None };
+    let acting = ActingAs::enter(park.uid_base)?;
     // SAFETY: this process never starts a thread.
     #[allow(unsafe_code)]
     let cloned = unsafe { sys::clone_into_namespaces(born_in)? };
     let (pid, pidfd) = match cloned {
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        Cloned::Parent { pid, pidfd } => {
+            drop(acting);
+            (pid, pidfd)
+        }
         Cloned::Child => {
             // Nothing of the zygote's stays open, and no return from here reaches its loop.
             drop((control, signal, fds));
@@ -154,6 +159,28 @@ fn make_init(
         return Err(error);
     }
     Ok((pid.as_raw_nonzero().get(), pidfd, control))
+}
+
+/// Whoever makes a user namespace owns it, and what the kernel counts per user (inotify instances, pending signals, message queues,
+/// locked memory) it counts for the owner too. Were that the host's root, one sandbox could use up what all sandboxes and the host's own
+/// services have together. So each sandbox's namespace is made by the id that is root in it; the real id stays, and the rights.
+struct ActingAs;
+
+impl ActingAs {
+    fn enter(id: u32) -> io::Result<ActingAs> {
+        let rights = capabilities(None)?;
+        set_thread_res_uid(Uid::ROOT, Uid::from_raw(id), Uid::ROOT)?;
+        let acting = ActingAs;
+        // The kernel takes the effective ones with the id.
+        set_capabilities(None, rights)?;
+        Ok(acting)
+    }
+}
+
+impl Drop for ActingAs {
+    fn drop(&mut self) {
+        set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).expect("a process may return to its real id");
+    }
 }
 
 fn map_ids(pid: i32, base: u32) -> io::Result<()> {

@@ -22,11 +22,17 @@ pub(super) struct Furniture {
 }
 
 /// Nothing is to be seen there: what tells of the host, and what has been a way out of containers.
-const MASKED_IN_PROC: [&str; 12] = [
+const MASKED_IN_PROC: [&str; 17] = [
     "acpi",
     "asound",
+    // The host's, with whatever secrets its operator boots it with.
+    "cmdline",
+    "config.gz",
+    "iomem",
     "interrupts",
+    "kallsyms",
     "kcore",
+    "key-users",
     "keys",
     "kmsg",
     "latency_stats",
@@ -47,6 +53,9 @@ const MASKED_IN_SYS: [&str; 7] = [
     "fs/cgroup",
     "fs/bpf",
 ];
+
+/// Of one sandbox. All sandboxes of a host have together what the host's `kernel.pty.max` (4096) leaves them.
+const TERMINALS_MAX: &str = "128";
 
 const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
@@ -86,7 +95,8 @@ fn devices(staging: &Path) -> Result<OwnedFd, Fault> {
     let clone = OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::OPEN_TREE_CLONE;
     let dev = open_tree(CWD, staging.join("devices"), clone).step("take the device nodes")?;
     attach(&dev, &staging.join("dev")).step("attach /dev")?;
-    let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let options =
+        [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"), ("max", TERMINALS_MAX)];
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let terminals = new_mount("devpts", &options, no_exec).step("mount /dev/pts")?;
     attach_at(&terminals, &dev, "pts").step("attach /dev/pts")?;
