@@ -127,6 +127,7 @@ pub fn run(options: Options) -> Result<()> {
 
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
     protect_from_the_oom_killer();
+    hide_from_the_sandbox();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("become the reaper of orphans")?;
@@ -213,6 +214,15 @@ fn read_config(options: &Options) -> Result<DaemonConfig> {
 
 fn first_existing<const N: usize>(candidates: [Option<PathBuf>; N]) -> PathBuf {
     candidates.into_iter().flatten().find(|dir| dir.is_dir()).unwrap_or_else(|| PathBuf::from("/"))
+}
+
+/// Neither the user nor a root process of the sandbox traces us, reads our memory, environment and descriptors, or takes one of them:
+/// it would need CAP_SYS_PTRACE from now on, which none has.
+fn hide_from_the_sandbox() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "processes of the sandbox may trace the daemon");
+    }
 }
 
 /// Lowering needs a capability that not every sandbox has; then the runner's own setting stands.
