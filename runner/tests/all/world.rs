@@ -146,6 +146,16 @@ impl World {
         }
     }
 
+    /// Either, with the reason for the second.
+    pub async fn until_running_or_failed(&mut self, number: u8) -> Result<(), String> {
+        let settled =
+            |kind: &ReportKind| matches!(kind, ReportKind::Phase(Phase::Running | Phase::Failed { .. }));
+        match self.until(number, settled).await {
+            ReportKind::Phase(Phase::Failed { reason }) => Err(reason),
+            _ => Ok(()),
+        }
+    }
+
     pub async fn until_deleted(&mut self, number: u8) {
         self.until(number, |kind| *kind == ReportKind::Deleted).await;
         self.wanted.remove(&number);

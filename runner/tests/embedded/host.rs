@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -55,7 +55,9 @@ impl Host {
             };
         let folder = Folder::new();
         let node_id = NodeId((u64::from(number) << 56) | (u64::from(std::process::id()) << 24));
-        let range = format!("10.{}.0.0/20", 200 + number % 32).parse().unwrap();
+        // Of 1024, so that tests which run beside each other on one host seldom want the same.
+        let place = (std::process::id().wrapping_mul(37) + number) % 1024;
+        let range = format!("10.{}.{}.0/20", 192 + place / 16, place % 16 * 16).parse().unwrap();
         let config = EmbeddedConfig {
             node_id,
             state_dir: folder.path().join("state"),
@@ -87,16 +89,29 @@ impl Host {
 
     /// Of the one sandbox that runs, as the host numbers it.
     pub fn first_process(&self) -> i64 {
-        let mut dirs = std::fs::read_dir(self.config.state_dir.join("sandboxes")).unwrap();
-        let record = std::fs::read(dirs.next().unwrap().unwrap().path().join("record.json")).unwrap();
-        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
-        record["run"]["pid"].as_i64().unwrap()
+        self.first_processes()[0]
+    }
+
+    /// Of all sandboxes that run.
+    pub fn first_processes(&self) -> Vec<i64> {
+        self.records().iter().filter_map(|record| record["run"]["pid"].as_i64()).collect()
+    }
+
+    fn records(&self) -> Vec<serde_json::Value> {
+        let dirs = std::fs::read_dir(self.config.state_dir.join("sandboxes")).unwrap();
+        let records = dirs.map(|dir| std::fs::read(dir.unwrap().path().join("record.json")).unwrap());
+        records.map(|record| serde_json::from_slice(&record).unwrap()).collect()
+    }
+
+    /// The writable layers of all sandboxes, as the host sees them.
+    pub fn uppers(&self) -> Vec<PathBuf> {
+        let dirs = std::fs::read_dir(self.config.state_dir.join("sandboxes")).unwrap();
+        dirs.map(|dir| dir.unwrap().path().join("fs/upper")).collect()
     }
 
     /// The writable layer of the one sandbox, as the host sees it.
     pub fn upper(&self) -> PathBuf {
-        let mut dirs = std::fs::read_dir(self.config.state_dir.join("sandboxes")).unwrap();
-        dirs.next().unwrap().unwrap().path().join("fs/upper")
+        self.uppers().remove(0)
     }
 
     /// What of this node's is left on the host.
@@ -151,11 +166,26 @@ pub async fn run(runner: &RunnerHandle, number: u8, command: &str) -> Done {
 }
 
 pub async fn try_run(runner: &RunnerHandle, number: u8, command: &str) -> Result<Done, String> {
-    let body = serde_json::json!({ "command": command, "timeout": 60 }).to_string();
+    let request = serde_json::json!({ "command": command, "timeout": 60 });
+    let json = post(runner, number, "/process/execute", request).await?;
+    Ok(Done {
+        exit_code: json["exitCode"].as_i64().unwrap_or(-1),
+        output: json["result"].as_str().unwrap_or_default().to_owned(),
+    })
+}
+
+/// The daemon's answer, JSON or nothing; its words when it refuses.
+pub async fn post(
+    runner: &RunnerHandle,
+    number: u8,
+    path: &str,
+    body: serde_json::Value,
+) -> Result<serde_json::Value, String> {
+    let body = body.to_string();
     let dialled = runner.dial(sandbox(number), Generation(1), Target::Daemon).await;
     let mut stream = dialled.map_err(|error| error.to_string())?;
     let request = format!(
-        "POST /process/execute HTTP/1.1\r\nHost: daemon\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+        "POST {path} HTTP/1.1\r\nHost: daemon\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n{body}",
         body.len()
     );
@@ -164,26 +194,39 @@ pub async fn try_run(runner: &RunnerHandle, number: u8, command: &str) -> Result
     stream.read_to_end(&mut answer).await.map_err(|error| error.to_string())?;
     let answer = String::from_utf8_lossy(&answer).into_owned();
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
-    if !head.starts_with("HTTP/1.1 200") {
+    if !head.starts_with("HTTP/1.1 2") {
         return Err(answer);
     }
-    let json: serde_json::Value = serde_json::from_str(body).map_err(|error| format!("{error}: {body}"))?;
-    Ok(Done {
-        exit_code: json["exitCode"].as_i64().unwrap_or(-1),
-        output: json["result"].as_str().unwrap_or_default().to_owned(),
-    })
+    if body.is_empty() {
+        return Ok(serde_json::Value::Null);
+    }
+    serde_json::from_str(body).map_err(|error| format!("{error}: {body}"))
 }
 
 fn daemon_binary() -> Option<Bytes> {
+    // Beside the folder that cargo gives to tests, wherever the target folder is.
     let built = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../target/daemon-static/x86_64-unknown-linux-gnu/daemon/atoll-daemon"
+        env!("CARGO_TARGET_TMPDIR"),
+        "/../daemon-static/x86_64-unknown-linux-gnu/daemon/atoll-daemon"
     );
     let path = std::env::var_os("ATOLL_DAEMON_BINARY").map_or_else(|| PathBuf::from(built), PathBuf::from);
     std::fs::read(path).ok().map(Bytes::from)
 }
 
-/// Images of one layer: a busybox, users `root` and `user` (1000), and a setuid program of root.
+/// Built once by the C compiler that Rust links with, static, as the image has no library.
+fn probe() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/embedded/probe.c");
+        let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("probe-{}", std::process::id()));
+        let made =
+            Command::new("cc").args(["-static", "-O1", "-o"]).arg(&built).arg(source).output().unwrap();
+        assert!(made.status.success(), "build the probe: {}", String::from_utf8_lossy(&made.stderr));
+        built
+    })
+}
+
+/// Images of one layer: a busybox, the probe, users `root` and `user` (1000), and a setuid program of root.
 pub struct Busybox {
     images: Mutex<BTreeMap<String, (Image, PathBuf)>>,
 }
@@ -195,6 +238,7 @@ impl Busybox {
             std::fs::create_dir_all(root.join(dir)).unwrap();
         }
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        std::fs::copy(probe(), root.join("bin/probe")).unwrap();
         let listed = Command::new("/bin/busybox").arg("--list").output().unwrap();
         for name in String::from_utf8_lossy(&listed.stdout).lines().filter(|name| *name != "busybox") {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();

@@ -11,10 +11,15 @@ mod world;
 #[allow(dead_code)]
 mod seam;
 
+mod bombs;
 mod builds;
 mod host;
+mod images;
 mod isolation;
 mod life;
+mod neighbours;
+mod node;
+mod refused;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -40,7 +45,17 @@ fn main() -> ExitCode {
         };
     }
     let arguments = Arguments::from_args();
-    let rules = [life::RULES, isolation::RULES, builds::RULES].concat();
+    let rules = [
+        life::RULES,
+        builds::RULES,
+        isolation::RULES,
+        refused::RULES,
+        images::RULES,
+        neighbours::RULES,
+        node::RULES,
+        bombs::RULES,
+    ]
+    .concat();
     let trials = rules.into_iter().map(|(name, rule)| {
         Trial::test(name, move || {
             let Some(host) = Host::new() else { return Ok(()) };
