@@ -8,5 +8,6 @@ mod direct;
 mod remote;
 
 mod seam;
+mod security_page;
 #[allow(dead_code, reason = "the embedded runtime's tests use the rest")]
 mod world;

@@ -66,6 +66,8 @@ const FILES: &[Bomb] = &[
 const NEIGHBOUR_MEDIAN_MAX: Duration = Duration::from_millis(50);
 /// On a machine that is busy with other work an exec takes longer before the bomb too; this many times as long during it.
 const SLOWER_THAN_BEFORE_MAX: u32 = 5;
+/// Other work on the machine may begin just then; what hurts does so each time.
+const TRIES_MAX: usize = 3;
 const ASKED: usize = 15;
 
 /// Median and slowest of some commands, each answered right.
@@ -92,26 +94,49 @@ fn explode(host: &Host, bombs: &'static [Bomb]) {
             world.place(number, small());
             world.until_running(number).await;
         }
-        for Bomb { name, script, limit } in bombs {
-            let (before, _) = asked(&world.runner, 2).await;
-            let runner = world.runner.clone();
-            let bursting = tokio::spawn(async move { try_run(&runner, 1, script).await });
-            tokio::time::sleep(Duration::from_millis(200)).await;
-
-            let (median, slowest) = asked(&world.runner, 2).await;
-            println!("{name}: a neighbour's exec took {before:?} before; {median:?} (median), {slowest:?} (slowest) during it");
-            let done = tokio::time::timeout(Duration::from_secs(60), bursting).await;
-            let said = format!("{done:?}");
-            println!("{name}: {}", said.chars().take(200).collect::<String>());
-            assert!(median < NEIGHBOUR_MEDIAN_MAX.max(before * SLOWER_THAN_BEFORE_MAX), "{name}: {before:?}, then {median:?}");
-            assert!(said.contains(limit), "{name} never met its limit: {said}");
-
-            let _ = try_run(&world.runner, 1, "kill -9 -1").await;
-            let clean = "rm -rf /dev/shm/* /big /var/i* /tmp/watched; ipcrm -a 2>/dev/null; echo alive";
-            // The daemon itself has survived.
-            assert_eq!(run(&world.runner, 1, clean).await.output, "alive\n", "{name}");
+        for bomb in bombs {
+            let mut answered = Vec::new();
+            while answered.len() < TRIES_MAX && !answered.last().is_some_and(Answered::is_prompt) {
+                answered.push(blow_up(&world.runner, bomb).await);
+            }
+            assert!(answered.last().unwrap().is_prompt(), "{}: {answered:?}", bomb.name);
         }
     });
+}
+
+/// How a neighbour answered.
+#[derive(Debug)]
+struct Answered {
+    before: Duration,
+    during: Duration,
+}
+
+impl Answered {
+    fn is_prompt(&self) -> bool {
+        self.during < NEIGHBOUR_MEDIAN_MAX.max(self.before * SLOWER_THAN_BEFORE_MAX)
+    }
+}
+
+/// In the first sandbox, with the second as its neighbour. Afterwards the first is clean, and its daemon answers.
+async fn blow_up(runner: &RunnerHandle, Bomb { name, script, limit }: &'static Bomb) -> Answered {
+    let (before, _) = asked(runner, 2).await;
+    let first = runner.clone();
+    let bursting = tokio::spawn(async move { try_run(&first, 1, script).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    let (during, slowest) = asked(runner, 2).await;
+    println!(
+        "{name}: a neighbour's exec took {before:?} before; {during:?} (median), {slowest:?} (slowest) during it"
+    );
+    let done = tokio::time::timeout(Duration::from_secs(60), bursting).await;
+    let said = format!("{done:?}");
+    println!("{name}: {}", said.chars().take(200).collect::<String>());
+    assert!(said.contains(limit), "{name} never met its limit: {said}");
+
+    let _ = try_run(runner, 1, "kill -9 -1").await;
+    let clean = "rm -rf /dev/shm/* /big /var/i* /tmp/watched; ipcrm -a 2>/dev/null; echo alive";
+    assert_eq!(run(runner, 1, clean).await.output, "alive\n", "{name}");
+    Answered { before, during }
 }
 
 fn full_disk(host: &Host) {
