@@ -25,12 +25,15 @@ pub const RULES: &[Rule] = &[
     ("a_dockerfile_becomes_an_image_that_sandboxes_start_from", becomes_an_image),
     ("a_second_build_takes_everything_from_the_cache", is_cached),
     ("a_step_sees_what_the_step_before_it_changed", layers_are_whole),
+    ("what_sdks_write_builds_on_the_base_snapshot", builds_on_debian),
     ("a_failing_step_says_why", failures_are_explained),
     ("output_of_any_size_and_kind_is_logged_as_text", any_output),
     ("a_cancelled_build_leaves_nothing", cancelled),
     ("a_later_process_removes_what_an_earlier_one_was_building", broken_off),
 ];
 
+/// Where deploy/base/build.sh leaves the default snapshot.
+const DEBIAN: &str = "/var/cache/atoll/base/atoll-base.oci";
 const BASE: &str = "atoll.internal/tests/busybox:1";
 
 /// The parts of a node that build.
@@ -54,7 +57,8 @@ impl Site {
         let server = Server::start(embedded.clone(), &host.folder);
         let runtime: Arc<dyn Runtime> = Arc::new(RemoteRuntime::new(server.client()));
         let dir = host.folder.path().join("store");
-        let store = Store::open(StoreConfig { dir, ..StoreConfig::default() }).unwrap();
+        let store =
+            Store::open(StoreConfig { dir, seeds: vec![DEBIAN.into()], ..StoreConfig::default() }).unwrap();
         add_base(&store, host).await;
 
         let world = World::start_with(
@@ -321,6 +325,47 @@ RUN test ! -e /e && echo at the end
         // Of those before it was copied.
         let bytes: u64 = image.layers[1..3].iter().map(|layer| layer.blob_bytes).sum();
         assert!(bytes < 1 << 20, "a sparse file has become {bytes} bytes");
+        site.destroy(host).await;
+    });
+}
+
+fn builds_on_debian(host: &Host) {
+    if !std::path::Path::new(DEBIAN).exists() {
+        assert!(std::env::var_os("ATOLL_TESTS_REQUIRE_ALL").is_none(), "{DEBIAN} is missing");
+        return eprintln!("SKIPPED: this needs {DEBIAN}, which deploy/base/build.sh makes");
+    }
+    let dockerfile = r#"AS unused
+FROM atoll-base
+RUN echo 'debconf debconf/frontend select Noninteractive' | debconf-set-selections
+RUN useradd -m -s /bin/bash dev && echo 'dev ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/dev
+RUN <<EOF
+mkdir -p /tmp/p/DEBIAN /tmp/p/usr/share/hi
+printf 'Package: hi\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n' > /tmp/p/DEBIAN/control
+echo hi from a package > /tmp/p/usr/share/hi/text
+dpkg-deb --build /tmp/p /tmp/hi.deb && dpkg -i /tmp/hi.deb && rm -r /tmp/p /tmp/hi.deb
+EOF
+COPY project /.project
+RUN python3 -m venv --without-pip /opt/venv && cp /.project/hello.py /opt/venv/lib/python3*/site-packages/
+ENV PATH=/opt/venv/bin:$PATH GREETING='it'"'"'s here'
+WORKDIR '/home/dev/my work'
+USER dev
+RUN sudo -n sh -c 'id -u > /root-was-here' && git init -q "$HOME/repo" && node -e 'console.log("node " + 6 * 7)'
+RUN python -c 'import hello, os; hello.hello(); print(os.environ["GREETING"], os.getcwd())'
+ENTRYPOINT ["python", "-m", "hello"]
+"#;
+    host.tokio.block_on(async {
+        let mut site = Site::start(host).await;
+        let context = [("project/hello.py", "def hello(): print('hello from python')\n")];
+
+        let (image, log) = site.built("sdk", dockerfile, &context).await;
+
+        assert!(log.contains("\nnode 42\n"), "{log}");
+        assert!(log.contains("\nhello from python\nit's here /home/dev/my work\n"), "{log}");
+        assert_eq!(image.config.entrypoint, ["python", "-m", "hello"]);
+        let look =
+            "cat /root-was-here /usr/share/hi/text; stat -c %U /home/dev/repo/.git; dpkg -s hi | grep Status";
+        let expected = "0\nhi from a package\ndev\nStatus: install ok installed\n";
+        assert_eq!(ask(&mut site, &image, look).await, expected);
         site.destroy(host).await;
     });
 }
