@@ -163,7 +163,7 @@ impl EmbeddedRuntime {
         let records: Vec<_> = self.sandboxes().values().map(|sandbox| sandbox.record()).collect();
         let used = records.iter().flat_map(|record| record.image.layers.iter().map(|layer| layer.diff_id));
         let (home, used) = (self.shared.home.clone(), used.collect());
-        blocking(move || Ok(home.collect_layers(&used)?)).await
+        blocking(move || home.collect_layers(&used)).await
     }
 
     async fn end(&self, sandbox: &Sandbox, grace: Duration) -> Result<(), RuntimeError> {
