@@ -44,7 +44,7 @@ pub enum NodeCommand {
     /// Run the node that `cluster init` or `node join` made.
     Start(StartArgs),
     /// Join a cluster with a token, then run the node.
-    Join(JoinArgs),
+    Join(Box<JoinArgs>),
 }
 
 #[derive(Debug, Args)]

@@ -69,7 +69,7 @@ fn begin(command: Command) -> Result<ExitCode> {
         Command::Node(NodeCommand::Join(args)) => {
             let made = make_config::given_or_made(args.config.as_deref(), &args.make, &args.region)?;
             let config = node_process(made.0, &made.1, &args.life)?;
-            on_threads(Threads::OnePerCore, join(config, made.1, args))
+            on_threads(Threads::OnePerCore, join(config, made.1, *args))
         }
         Command::Cluster(ClusterCommand::Init { region, config, make }) => {
             let (mut config, path) = make_config::given_or_made(config.as_deref(), &make, &region)?;
