@@ -11,6 +11,7 @@
 
 mod access;
 mod archive;
+mod artifact;
 mod blobs;
 mod collect;
 mod commit;
@@ -24,6 +25,7 @@ mod registry;
 
 pub use access::{Credentials, Registries};
 pub use archive::Imported;
+pub use artifact::Artifact;
 pub use blobs::BlobWriter;
 pub use collect::Collected;
 pub use commit::ConfigChange;

@@ -90,7 +90,7 @@ impl Store {
         Ok(collected)
     }
 
-    fn last_use(&self, digest: &Digest) -> SystemTime {
+    pub(super) fn last_use(&self, digest: &Digest) -> SystemTime {
         let metadata = std::fs::metadata(self.blobs().path(digest));
         metadata.and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
     }

@@ -127,6 +127,15 @@ impl Store {
         let _ = self.0.peers.set(peers);
     }
 
+    pub(super) fn peers(&self) -> Option<&Arc<dyn Peers>> {
+        self.0.peers.get()
+    }
+
+    /// A blob or manifest that is here or with another node.
+    pub async fn fetch_by_digest(&self, digest: Digest) -> Result<(File, u64), StoreError> {
+        self.fetch(digest, None, None, &Progress::default()).await
+    }
+
     pub(super) fn blobs(&self) -> &Blobs {
         &self.0.blobs
     }
