@@ -8,11 +8,13 @@ use utoipa::ToSchema;
 
 mod account;
 mod catalogue;
+mod object_storage;
 mod sandbox;
 mod service;
 
 pub use account::{ApiKeyList, Organization, OtelConfig, User, UserPublicKey};
 pub use catalogue::{PaginatedSnapshots, Region, RegionType, SnapshotDto, SnapshotState};
+pub use object_storage::StorageAccessDto;
 pub use sandbox::{
     CreateBuildInfo, CreateSandbox, ListSandboxesResponse, PortPreviewUrl, Sandbox, SandboxDesiredState,
     SandboxLabels, SandboxListItem, SandboxState, SandboxVolume, SignedPortPreviewUrl, SshAccessDto,

@@ -47,6 +47,7 @@ use crate::founding;
 use crate::heartbeat::Heartbeats;
 use crate::images;
 use crate::local::LocalSandboxes;
+use crate::objects::{Contexts, Issuer, ObjectStorage};
 use crate::owner::Owner;
 use crate::peers::{Load, Peers};
 use crate::rest::{self, Component, Readiness};
@@ -221,10 +222,13 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let (events, _) = broadcast::channel(rest::EVENTS_WAITING_MAX);
     tasks.spawn(publish_changes(config.region.clone(), region.clone(), events.clone(), cancel.clone()));
     let serving = Arc::new(AtomicBool::new(false));
+    let contexts = Contexts::new(store.clone());
+    tasks.spawn(contexts.clone().expire(cancel.clone()));
     let state = rest::RestState {
         control,
         directory: directory.clone(),
         facts: Arc::new(cluster.clone()),
+        objects: ObjectStorage::new(Issuer::new(secret.derive("object storage")), contexts),
         readiness: readiness(serving.clone(), cluster.clone(), region.clone(), runner.clone()),
         events,
         listeners: Arc::new(Semaphore::new(rest::LISTENERS_MAX)),
@@ -458,6 +462,7 @@ fn rest_settings(config: &Config, node_id: NodeId, ssh: &atoll_ssh::SshHandle) -
         preview_domain: config.preview_domain.clone(),
         default_snapshot: config.default_snapshot.clone(),
         http_base: addresses.http.parse().context("advertise.http")?,
+        https_base: addresses.https.as_deref().map(str::parse).transpose().context("advertise.https")?,
         ssh_host: ssh_host.to_owned(),
         ssh_port,
         ssh_host_keys: vec![ssh.host_key_openssh()],

@@ -24,6 +24,7 @@ mod images;
 mod joining;
 mod local;
 mod make_config;
+mod objects;
 mod owner;
 mod parent;
 mod peers;

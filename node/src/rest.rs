@@ -13,6 +13,7 @@ mod events;
 mod facts;
 mod frame;
 mod input;
+mod object_storage;
 mod present;
 mod sandbox;
 mod serve;
@@ -36,6 +37,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::control::verb::Control;
+use crate::objects::{self, ObjectStorage};
 
 pub use door::Door;
 pub use events::SandboxEvent;
@@ -49,6 +51,7 @@ pub struct RestState {
     pub control: Arc<dyn Control>,
     pub directory: Arc<dyn Directory>,
     pub facts: Arc<dyn ClusterFacts>,
+    pub objects: ObjectStorage,
     /// What `/api/health/ready` answers. Called for each request: must not block.
     pub readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
     /// What listening SDKs are told. A listener that lags behind the channel's capacity is disconnected.
@@ -73,6 +76,8 @@ pub struct RestSettings {
     pub node_id: NodeId,
     /// Where clients reach this node when the edge doesn't say which way they came: parsed from a base URL.
     pub http_base: Door,
+    /// Where they reach it with TLS, if it listens for that.
+    pub https_base: Option<Door>,
     /// Without a port.
     pub preview_domain: String,
     /// Name of the snapshot that a create without one uses.
@@ -115,6 +120,7 @@ pub fn router(state: RestState) -> Router {
         .route("/socket.io/", get(events::listen))
         .method_not_allowed_fallback(errors::no_such_method)
         .fallback(errors::no_such_path);
+    let s3 = objects::router(state.objects.clone());
     Router::new()
         .route("/", get(service::welcome))
         .nest("/api", api)
@@ -122,6 +128,8 @@ pub fn router(state: RestState) -> Router {
         .fallback(errors::no_such_path)
         .layer(axum::middleware::from_fn_with_state(state.settings.clone(), frame::frame))
         .with_state(state)
+        // Beside the frame: an upload takes longer than a verb, and its refusals are S3's.
+        .merge(s3)
 }
 
 /// Every documented route. What is not here is not in the document, and what is in the document is served.
@@ -161,6 +169,7 @@ fn api(version: &str) -> (Router<RestState>, utoipa::openapi::OpenApi) {
         .routes(routes!(account::current_user))
         .routes(routes!(account::list_organizations))
         .routes(routes!(account::read_organization))
+        .routes(routes!(object_storage::push_access))
         .routes(routes!(cluster::status))
         .routes(routes!(cluster::create_token))
         .routes(routes!(cluster::remove_node))

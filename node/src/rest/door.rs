@@ -65,6 +65,10 @@ impl Door {
             .unwrap_or_else(|| otherwise.clone())
     }
 
+    pub(super) fn is_secure(&self) -> bool {
+        self.scheme == Scheme::Https
+    }
+
     /// `http://host:port`.
     pub(super) fn base(&self) -> String {
         format!("{}://{}", self.scheme.name(), self.authority)

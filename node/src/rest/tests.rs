@@ -17,6 +17,7 @@ use atoll_consensus::state::cluster::{
 };
 use atoll_consensus::state::region::{NodeHealth, SandboxRecord};
 use atoll_mesh::dial::{Directory, DirectoryError};
+use atoll_runner::store::{Store, StoreConfig};
 use axum::Router;
 use axum::body::Body;
 use futures_util::{SinkExt, StreamExt};
@@ -31,6 +32,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::control::verb::*;
+use crate::objects::{Contexts, Issuer};
 
 const REFERENCE: &str = include_str!("tests/reference.json");
 const NAME: &str = "box";
@@ -317,7 +319,11 @@ impl World {
                 ],
             })
         };
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreConfig { dir: dir.path().into(), ..StoreConfig::default() }).unwrap();
+        let objects = ObjectStorage::new(Issuer::new([1; 32]), Contexts::new(store));
         let router = router(RestState {
+            objects,
             control: control.clone(),
             directory: Arc::new(FakeDirectory),
             facts: Arc::new(cluster_state()),
@@ -329,6 +335,7 @@ impl World {
                 version: "0.1.0".into(),
                 node_id: NodeId(5),
                 http_base: "http://127.0.0.1:9100".parse().unwrap(),
+                https_base: Some("https://127.0.0.1:9101".parse().unwrap()),
                 preview_domain: "preview.localhost".into(),
                 default_snapshot: "base".into(),
                 ssh_host: "127.0.0.1".into(),
@@ -460,6 +467,7 @@ async fn every_route_asks_its_verb_and_answers_in_the_documented_shape() {
         ("GET", "/api/regions/eu".to_owned(), Value::Null, 200, None, "Region"),
         ("GET", "/api/api-keys/current".to_owned(), Value::Null, 200, None, "ApiKeyList"),
         ("GET", "/api/users/me".to_owned(), Value::Null, 200, None, "User"),
+        ("GET", "/api/object-storage/push-access".to_owned(), Value::Null, 200, None, "StorageAccessDto"),
         ("GET", "/api/organizations".to_owned(), Value::Null, 200, None, "List[Organization]"),
         ("GET", organization, Value::Null, 200, None, "Organization"),
     ] {
@@ -1153,4 +1161,21 @@ async fn only_websockets_of_engine_io_4_may_listen() {
         let answer = world.ask("GET", &format!("/api/socket.io/?{query}"), Value::Null).await;
         assert!(refused(&answer, 400, "BAD_REQUEST").contains(word), "{}", answer.body);
     }
+}
+
+#[tokio::test]
+async fn push_access_names_the_door_with_tls_and_the_bucket_is_there() {
+    let world = World::new();
+
+    let access = world.ask("GET", "/api/object-storage/push-access", Value::Null).await.body;
+
+    assert_eq!(access["storageUrl"], "https://127.0.0.1:9101");
+    assert_eq!(access["organizationId"], organization_id().to_string());
+    let path = format!("/{}/{}/x", access["bucket"].as_str().unwrap(), organization_id());
+    let unsigned = Request::get(path).body(Body::empty()).unwrap();
+    let response = world.router.clone().oneshot(unsigned).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["content-type"]),
+        (403, &"application/xml".parse().unwrap())
+    );
 }

@@ -8,6 +8,8 @@ use crate::world::World;
 pub const RULES: &[Rule] = &[
     ("the_python_sdk_runs_its_story_over_three_nodes", python),
     ("the_npm_sdk_runs_its_story_over_three_nodes", npm),
+    ("the_python_sdk_uploads_build_contexts", python_contexts),
+    ("the_npm_sdk_uploads_build_contexts", npm_contexts),
 ];
 
 fn python(world: &World) {
@@ -20,6 +22,30 @@ fn npm(world: &World) {
         return;
     }
     story(world, Command::new("node").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/story.mjs")));
+}
+
+/// With the cluster's authority among the system's, as an operator installs it, in a mount namespace of its own: the SDK
+/// looks nowhere else.
+fn python_contexts(world: &World) {
+    const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+    let Some(python) = provided("ATOLL_PYTHON") else { return };
+    let mut authorities = std::fs::read(SYSTEM_AUTHORITIES).unwrap_or_default();
+    authorities.extend(std::fs::read(&world.cluster.ready.ca_cert).expect("the CA's certificate"));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), authorities).expect("the authorities are written");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"", "sh"]);
+    command.arg(file.path()).args([SYSTEM_AUTHORITIES, &python]);
+    story(world, command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/contexts.py")));
+}
+
+fn npm_contexts(world: &World) {
+    if provided("ATOLL_NODE_MODULES").is_none() {
+        return;
+    }
+    let mut command = Command::new("node");
+    command.env("NODE_EXTRA_CA_CERTS", &world.cluster.ready.ca_cert);
+    story(world, command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/contexts.mjs")));
 }
 
 fn story(world: &World, command: &mut Command) {

@@ -136,6 +136,12 @@ impl Store {
         self.fetch(digest, None, None, &Progress::default()).await
     }
 
+    /// What others than root may still write where the blobs are.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let stat = rustix::fs::statvfs(self.0.blobs.dir()).map_err(std::io::Error::from)?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+
     pub(super) fn blobs(&self) -> &Blobs {
         &self.0.blobs
     }
