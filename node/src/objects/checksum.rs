@@ -38,7 +38,7 @@ pub(super) struct Running {
 enum State {
     Crc32(crc32fast::Hasher),
     Reflected { table: &'static [u64; 256], value: u64 },
-    Digest(Context),
+    Digest(Box<Context>),
 }
 
 static CRC32C: [u64; 256] = table(0x82F6_3B78);
@@ -50,8 +50,8 @@ impl Running {
             Algorithm::Crc32 => State::Crc32(crc32fast::Hasher::new()),
             Algorithm::Crc32c => State::Reflected { table: &CRC32C, value: u64::from(u32::MAX) },
             Algorithm::Crc64Nvme => State::Reflected { table: &CRC64_NVME, value: u64::MAX },
-            Algorithm::Sha1 => State::Digest(Context::new(&SHA1_FOR_LEGACY_USE_ONLY)),
-            Algorithm::Sha256 => State::Digest(Context::new(&SHA256)),
+            Algorithm::Sha1 => State::Digest(Box::new(Context::new(&SHA1_FOR_LEGACY_USE_ONLY))),
+            Algorithm::Sha256 => State::Digest(Box::new(Context::new(&SHA256))),
         };
         Running { algorithm, state }
     }
