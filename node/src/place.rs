@@ -81,7 +81,7 @@ mod tests {
     fn a_network_that_the_host_knows_is_passed_over() {
         let routes = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
                       eth0 00000000 0100000A 0003 0 0 0 00000000 0 0 0\n\
-                      atl 1000580A 00000000 0001 0 0 0 00F0FFFF 0 0 0\n";
+                      atl 0010580A 00000000 0001 0 0 0 00F0FFFF 0 0 0\n";
         let routes = parse_routes(routes);
 
         assert_eq!(routes, ["10.88.16.0/20".parse::<Ipv4Net>().unwrap()]);
