@@ -17,6 +17,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use sha2::{Digest as _, Sha256};
@@ -34,6 +35,7 @@ use super::pool::Pool;
 use super::record::{Record, dir_name, parse_dir_name};
 use super::runtime::{EmbeddedConfig, ensure_private_dir, host};
 use super::sandbox::Sandbox;
+use super::start::micros;
 use super::timings::Timings;
 use crate::docker::namespace::Namespaces;
 use crate::image::{Digest, Image};
@@ -123,7 +125,7 @@ impl Home {
                 self.pool.adopt(live.run.slot);
             }
             let ended_unseen = record.run.is_some() && live.is_none();
-            let sandbox = Sandbox::new(dir, record, live);
+            let sandbox = Sandbox::found(dir, record, live);
             if ended_unseen {
                 sandbox.note(|record| record.run = None)?;
             }
@@ -138,6 +140,7 @@ impl Home {
         incarnation: Incarnation,
         record: Record,
     ) -> Result<Sandbox, RuntimeError> {
+        let began = Instant::now();
         // Refused before anything is made.
         self.layers_of(&record.image)?;
         let dir = self.sandboxes_dir().join(dir_name(incarnation));
@@ -147,7 +150,7 @@ impl Home {
             record.save(&dir)
         })();
         made.map_err(host("make a sandbox's disk"))?;
-        Ok(Sandbox::new(dir, record, None))
+        Ok(Sandbox::made(dir, record, micros(began)))
     }
 
     /// Lowest first.

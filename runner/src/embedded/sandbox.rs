@@ -11,6 +11,8 @@ pub(super) struct Sandbox {
     pub(super) dir: PathBuf,
     /// One verb at a time.
     pub(super) verb: tokio::sync::Mutex<()>,
+    /// See [`super::timings::StartTimings`].
+    pub(super) made_in_us: u64,
     state: Mutex<State>,
 }
 
@@ -20,9 +22,15 @@ struct State {
 }
 
 impl Sandbox {
-    pub(super) fn new(dir: PathBuf, record: Record, live: Option<Live>) -> Sandbox {
+    /// One that was not started yet.
+    pub(super) fn made(dir: PathBuf, record: Record, made_in_us: u64) -> Sandbox {
+        Sandbox { made_in_us, ..Sandbox::found(dir, record, None) }
+    }
+
+    /// One that an earlier process has made.
+    pub(super) fn found(dir: PathBuf, record: Record, live: Option<Live>) -> Sandbox {
         let state = Mutex::new(State { record, live: live.map(Arc::new) });
-        Sandbox { dir, verb: tokio::sync::Mutex::new(()), state }
+        Sandbox { dir, verb: tokio::sync::Mutex::new(()), made_in_us: 0, state }
     }
 
     pub(super) fn record(&self) -> Record {

@@ -39,15 +39,19 @@ pub(super) async fn start(
     let init = home.pool.claim().await?;
     let claim_us = micros(began);
     // Before anything of the sandbox runs.
+    let step = Instant::now();
     if let Err(error) = home.network.set_egress(init.slot, &sandbox.record().spec.egress).await {
         home.pool.discard(init).await;
         return Err(error);
     }
+    let egress_us = micros(step);
     let (blocking_home, blocking_sandbox) = (home.clone(), sandbox.clone());
     let settled = blocking(move || {
         let (home, sandbox) = (blocking_home, blocking_sandbox);
         let mut timings = StartTimings {
+            create_us: sandbox.made_in_us,
             claim_us,
+            egress_us,
             clone_us: init.timings.clone_us,
             cgroup_us: init.timings.cgroup_us,
             furnish_us: init.timings.furnish_us,
@@ -91,6 +95,9 @@ fn settle(
     let fs = fs_dir(&sandbox.dir);
     write_etc(&fs.join("etc"), &hostname, init.address, &home.nameservers())
         .map_err(host("write a sandbox's /etc"))?;
+    timings.disk_us = micros(step);
+
+    let step = Instant::now();
     let layers = home.layers_of(&record.image)?;
     let user_namespace = init.user_namespace.as_fd();
     let root = home
@@ -176,6 +183,6 @@ fn last_words() -> std::io::Result<OwnedFd> {
     Ok(words)
 }
 
-fn micros(began: Instant) -> u64 {
+pub(super) fn micros(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
