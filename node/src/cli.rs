@@ -202,6 +202,10 @@ pub struct DevArgs {
     /// Address all nodes listen on.
     #[arg(long, default_value = "127.0.0.1")]
     pub address: std::net::IpAddr,
+    /// Each node promises what so many sandboxes of the default snapshot need, whatever this machine has: for many that
+    /// are idle. Default: as any node, by the machine's CPUs, memory and disk.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub sandboxes_max: Option<u32>,
 }
 
 #[derive(Debug, Args)]

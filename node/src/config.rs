@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
+use crate::founding::DEFAULT_RESOURCES;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -120,6 +121,19 @@ pub struct Capacity {
     pub disk_gib: Option<u32>,
     /// Default: 1000.
     pub sandboxes_max: Option<u32>,
+}
+
+impl Capacity {
+    /// Room for so many sandboxes of the default snapshot as it is made with a cluster.
+    pub fn for_default_sandboxes(count: u32) -> Capacity {
+        let Resources { cpu, memory_gib, disk_gib } = DEFAULT_RESOURCES;
+        Capacity {
+            cpu: Some(cpu.saturating_mul(count)),
+            memory_gib: Some(memory_gib.saturating_mul(count)),
+            disk_gib: Some(disk_gib.saturating_mul(count)),
+            sandboxes_max: Some(count),
+        }
+    }
 }
 
 /// All in milliseconds.

@@ -22,7 +22,7 @@ use crate::files::{private_dir, write_private};
 use crate::trust::SEALED_CA_KEY;
 
 /// What a create without numbers gets.
-const DEFAULT_RESOURCES: Resources = Resources { cpu: 1, memory_gib: 1, disk_gib: 3 };
+pub const DEFAULT_RESOURCES: Resources = Resources { cpu: 1, memory_gib: 1, disk_gib: 3 };
 const DEFAULT_USER: &str = "daytona";
 
 /// Shown once, to the person who founded the cluster.

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use super::{LOOK_EVERY, PORTS_PER_NODE, own_program};
 use crate::account::Account;
 use crate::cli::{DevArgs, MakeConfigArgs};
-use crate::config::Config;
+use crate::config::{Capacity, Config};
 use crate::place::Place;
 use crate::{make_config, runner, runtimes};
 
@@ -55,6 +55,9 @@ impl Member {
         config.runtime.uid_base = place.uid_base_of(number);
         // Unpacked once for all nodes, and for the next cluster.
         config.runtime.layers_dir = Some(std::path::absolute(args.cache_dir.join("layers"))?);
+        if let Some(count) = args.sandboxes_max {
+            config.capacity = Capacity::for_default_sandboxes(count);
+        }
         config.save(&config_path)?;
         Ok(Member { config, config_path, node: None, runner: None })
     }
