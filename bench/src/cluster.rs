@@ -8,26 +8,52 @@ use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::traces::Traces;
+
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
-const CLEANED_DEADLINE: Duration = Duration::from_secs(30);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// More than any node promises, so that the refusal says what each of them has left.
+const TOO_MUCH_GIB: u64 = 4_096;
 
 /// What of the ready file is needed here.
 #[derive(Debug, Deserialize)]
 struct Ready {
     api_key: String,
     preview_domain: String,
+    default_snapshot: String,
     nodes: Vec<Node>,
 }
 
 #[derive(Debug, Deserialize)]
 pub struct Node {
     pub id: String,
+    pub name: String,
     pub region: String,
+    pub pid: i32,
     pub http: String,
     /// `host:port`.
     pub ssh: String,
     pub data_dir: PathBuf,
+}
+
+impl Node {
+    /// The runner's own folder, where `atoll dev` has it.
+    pub fn state_dir(&self) -> PathBuf {
+        let mut name = self.data_dir.clone().into_os_string();
+        name.push(".runner");
+        name.into()
+    }
+
+    /// The binary that the node puts into its sandboxes.
+    pub fn daemon(&self) -> Result<PathBuf> {
+        let dir = self.data_dir.join("runner/daemon");
+        let entry = std::fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))?.next();
+        Ok(entry.with_context(|| format!("no daemon in {}", dir.display()))??.path())
+    }
+
+    /// The embedded runtime's, if that is what the node runs sandboxes with.
+    pub fn embedded_dir(&self) -> Option<PathBuf> {
+        Some(self.state_dir().join("embedded")).filter(|dir| dir.is_dir())
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +61,9 @@ pub struct Sandbox {
     pub id: String,
     /// Index of the owner's node.
     pub owner: usize,
+    /// What it was promised, for a container that is to have the same.
+    pub cpu: u32,
+    pub memory_gib: u32,
 }
 
 pub struct Cluster {
@@ -83,6 +112,10 @@ impl Cluster {
         &self.ready.preview_domain
     }
 
+    pub fn default_snapshot(&self) -> &str {
+        &self.ready.default_snapshot
+    }
+
     /// A folder on the disk of the nodes' logs.
     pub fn disk_dir(&self) -> Result<PathBuf> {
         let node_dir = &self.ready.nodes[0].data_dir;
@@ -106,16 +139,40 @@ impl Cluster {
     }
 
     pub async fn create(&self, node: usize) -> Result<Sandbox> {
-        let body = json!({ "autoStopInterval": 0 });
+        self.create_as(node, json!({})).await
+    }
+
+    /// With more fields of a create's body.
+    pub async fn create_as(&self, node: usize, mut wish: Value) -> Result<Sandbox> {
+        wish["autoStopInterval"] = json!(0);
         let made: Value =
-            serde_json::from_str(&good(self.api(node, Method::POST, "/sandbox").json(&body)).await?)?;
+            serde_json::from_str(&good(self.api(node, Method::POST, "/sandbox").json(&wish)).await?)?;
         ensure!(made["state"] == "started", "the sandbox did not start: {made}");
         let owner = made["runnerId"].as_str().context("the answer names no runner")?;
         let owner = self.ready.nodes.iter().position(|node| node.id == owner);
+        let number = |field: &str| made[field].as_u64().and_then(|number| u32::try_from(number).ok());
         Ok(Sandbox {
             id: made["id"].as_str().context("the answer has no id")?.to_owned(),
             owner: owner.context("the owner is none of the nodes")?,
+            cpu: number("cpu").context("the answer names no CPUs")?,
+            memory_gib: number("memory").context("the answer names no memory")?,
         })
+    }
+
+    /// A sandbox on this node that is promised all that the node has left, so that further creates through it are placed on
+    /// others: a node prefers itself as long as it can.
+    pub async fn fill(&self, node: usize) -> Result<Sandbox> {
+        let wish = json!({ "memory": TOO_MUCH_GIB });
+        let answer = self.api(node, Method::POST, "/sandbox").json(&wish).send().await?;
+        let refusal = answer.text().await?;
+        let left = memory_left(&refusal, &self.ready.nodes[node].name);
+        let left = left.with_context(|| format!("no word of what the node has left: {refusal}"))?;
+        let filler = self.create_as(node, json!({ "memory": left })).await?;
+        if filler.owner != node {
+            remove(self, &filler).await?;
+            bail!("what was to fill node {node} was placed on node {}", filler.owner);
+        }
+        Ok(filler)
     }
 
     pub async fn delete(&self, sandbox: &Sandbox) -> Result<()> {
@@ -143,14 +200,31 @@ impl Cluster {
     }
 }
 
-/// Deletes are answered before the sandbox's container is gone; what follows must not be measured beside its removal.
-pub async fn until_gone(sandbox: &Sandbox) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + CLEANED_DEADLINE;
-    while crate::docker::container_of(&sandbox.id).await?.is_some() {
-        if tokio::time::Instant::now() > deadline {
-            bail!("the container of {} is not removed within {CLEANED_DEADLINE:?}", sandbox.id);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
+/// Deletes are answered before everything of the sandbox is gone; what follows must not be measured beside its removal.
+pub async fn remove(cluster: &Cluster, sandbox: &Sandbox) -> Result<()> {
+    let traces = Traces::of(cluster, sandbox).await?;
+    cluster.delete(sandbox).await?;
+    traces.until_gone().await.map(drop)
+}
+
+/// From `n1: 3 of 92 GiB memory free; n2: …`.
+fn memory_left(refusal: &str, node: &str) -> Option<u64> {
+    let (_, rest) = refusal.split_once(&format!("{node}: "))?;
+    let (left, of) = rest.split_once(" of ")?;
+    let (_, unit) = of.split_once(' ')?;
+    unit.starts_with("GiB memory free").then(|| left.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_a_node_has_left() {
+        let refusal = "no node can take this sandbox: n1: 3 of 92 GiB memory free; n2: 2 of 32 CPUs free";
+
+        assert_eq!(memory_left(refusal, "n1"), Some(3));
+        assert_eq!(memory_left(refusal, "n2"), None);
+        assert_eq!(memory_left(refusal, "n3"), None);
     }
-    Ok(())
 }

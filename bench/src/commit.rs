@@ -11,7 +11,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::json;
 
 use crate::Effort;
-use crate::cluster::{Cluster, Sandbox, good, until_gone};
+use crate::cluster::{Cluster, Sandbox, good, remove};
 use crate::etcd::Etcd;
 use crate::measure::{Load, Request, Samples, drive, timed};
 use crate::report::Report;
@@ -33,8 +33,7 @@ pub async fn measure(cluster: &Cluster, work_dir: &Path, effort: Effort, report:
         throughput(cluster, &etcd, &sandbox, effort, report).await
     };
     let measured = measured.await;
-    cluster.delete(&sandbox).await?;
-    until_gone(&sandbox).await?;
+    remove(cluster, &sandbox).await?;
     report.note(
         "Commit: `PUT /api/sandbox/{id}/labels` against etcd 3.4's `PUT` by its HTTP/JSON gateway (not gRPC), three members \
          each, on the same disk, by the same HTTP client with connections kept open, values of the same size. Atoll's \

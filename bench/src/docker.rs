@@ -6,32 +6,50 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use reqwest::Method;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::cluster::good;
+use crate::cluster::{Sandbox, good};
 
 const SOCKET: &str = "/var/run/docker.sock";
 const DEADLINE: Duration = Duration::from_secs(60);
 const SANDBOX_LABEL: &str = "atoll.sandbox";
 
-/// What the engine was told of a container's limits, so that another can be given the same.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Limits {
-    memory: i64,
-    memory_swap: i64,
-    nano_cpus: i64,
-    pids_limit: Option<i64>,
-    shm_size: i64,
+/// What the nodes give every sandbox, beside what a create asks for.
+const PIDS: u32 = 2048;
+const SHARED_MEMORY_BYTES: u64 = 256 << 20;
+const GIB: u64 = 1 << 30;
+
+/// What a container needs to be like a sandbox: the same image and the same limits.
+#[derive(Debug, Clone)]
+pub struct Like {
+    image: String,
+    limits: Limits,
 }
 
-#[derive(Debug, Clone)]
-pub struct Container {
-    pub name: String,
-    pub image: String,
-    pub limits: Limits,
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// With swap, of which there is none beside.
+    memory_bytes: u64,
+    cpus: u32,
+}
+
+impl Like {
+    pub fn sandbox(image: &str, sandbox: &Sandbox) -> Like {
+        Like::promised(image, sandbox.cpu, sandbox.memory_gib)
+    }
+
+    pub fn promised(image: &str, cpus: u32, memory_gib: u32) -> Like {
+        // No node gives more CPUs than the host has, and Docker refuses them.
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        let limits = Limits { memory_bytes: u64::from(memory_gib) * GIB, cpus: cpus.clamp(1, cores) };
+        Like { image: image.to_owned(), limits }
+    }
+}
+
+/// Of a container of ours.
+pub fn name(what: &str) -> String {
+    format!("atoll-bench-{}-{what}", std::process::id())
 }
 
 /// The container that runs a sandbox, by Atoll's label.
@@ -41,36 +59,38 @@ pub async fn container_of(sandbox_id: &str) -> Result<Option<String>> {
     Ok(names.lines().next().map(str::to_owned))
 }
 
-pub async fn inspect_container_of(sandbox_id: &str) -> Result<Container> {
-    let name = container_of(sandbox_id).await?.with_context(|| format!("no container of {sandbox_id}"))?;
-    let inspected: Value = serde_json::from_str(&docker(&["inspect", &name]).await?)?;
-    let container = &inspected[0];
-    Ok(Container {
-        image: container["Config"]["Image"].as_str().context("it has no image")?.to_owned(),
-        limits: serde_json::from_value(container["HostConfig"].clone()).context("read its limits")?,
-        name,
-    })
+pub async fn exists(container: &str) -> Result<bool> {
+    let filter = format!("name=^/{container}$");
+    Ok(!docker(&["ps", "--all", "--filter", &filter, "--format", "{{.Names}}"]).await?.trim().is_empty())
 }
 
-pub async fn run_detached(name: &str, image: &str, limits: &Limits) -> Result<()> {
-    run(name, limits, &[image, "sleep", "infinity"]).await
+/// Its pid, as the host numbers it.
+pub async fn first_process(container: &str) -> Result<i32> {
+    let pid = docker(&["inspect", "--format", "{{.State.Pid}}", container]).await?;
+    pid.trim().parse().context("parse a container's pid")
+}
+
+pub async fn run_detached(name: &str, like: &Like) -> Result<()> {
+    run(name, like, &[], &["sleep", "infinity"]).await
 }
 
 /// This very program's server in a container like the sandbox's. Answers its address on Docker's own bridge.
-pub async fn run_server(name: &str, image: &str, limits: &Limits, port: u16) -> Result<String> {
+pub async fn run_server(name: &str, like: &Like, port: u16) -> Result<String> {
     let program = std::env::current_exe().context("find this program")?;
     let mount = format!("type=bind,source={},target=/atoll-bench,readonly", program.display());
     let port = port.to_string();
-    run(name, limits, &["--mount", &mount, image, "/atoll-bench", "serve", "--port", &port]).await?;
+    run(name, like, &["--mount", &mount], &["/atoll-bench", "serve", "--port", &port]).await?;
     let address = docker(&["inspect", "--format", "{{.NetworkSettings.IPAddress}}", name]).await?;
     Ok(address.trim().to_owned())
 }
 
-async fn run(name: &str, limits: &Limits, rest: &[&str]) -> Result<()> {
-    let limits = limits.as_arguments();
+async fn run(name: &str, like: &Like, options: &[&str], command: &[&str]) -> Result<()> {
+    let limits = like.limits.as_arguments();
     let mut arguments = vec!["run", "--detach", "--name", name];
     arguments.extend(limits.iter().map(String::as_str));
-    arguments.extend(rest);
+    arguments.extend(options);
+    arguments.push(&like.image);
+    arguments.extend(command);
     docker(&arguments).await.map(drop)
 }
 
@@ -94,14 +114,24 @@ async fn docker(arguments: &[&str]) -> Result<String> {
 }
 
 impl Limits {
-    fn as_arguments(&self) -> Vec<String> {
-        let bytes = |option: &str, bytes: i64| (bytes > 0).then(|| format!("{option}={bytes}"));
-        let pids = self.pids_limit.filter(|pids| *pids > 0).map(|pids| format!("--pids-limit={pids}"));
-        let cpus =
-            (self.nano_cpus > 0).then(|| format!("--cpus={}", self.nano_cpus as f64 / 1_000_000_000.0));
-        let memory = bytes("--memory", self.memory);
-        let swap = bytes("--memory-swap", self.memory_swap);
-        [memory, swap, bytes("--shm-size", self.shm_size), pids, cpus].into_iter().flatten().collect()
+    fn as_arguments(self) -> [String; 5] {
+        [
+            format!("--memory={}", self.memory_bytes),
+            format!("--memory-swap={}", self.memory_bytes),
+            format!("--shm-size={SHARED_MEMORY_BYTES}"),
+            format!("--pids-limit={PIDS}"),
+            format!("--cpus={}", self.cpus),
+        ]
+    }
+
+    fn as_host_config(self) -> Value {
+        json!({
+            "Memory": self.memory_bytes,
+            "MemorySwap": self.memory_bytes,
+            "NanoCpus": u64::from(self.cpus) * 1_000_000_000,
+            "PidsLimit": PIDS,
+            "ShmSize": SHARED_MEMORY_BYTES,
+        })
     }
 }
 
@@ -116,17 +146,11 @@ impl Engine {
         Ok(Engine { http: http.build().context("make an HTTP client")? })
     }
 
-    pub async fn run_detached(&self, name: &str, image: &str, limits: &Limits) -> Result<()> {
+    pub async fn run_detached(&self, name: &str, like: &Like) -> Result<()> {
         let body = json!({
-            "Image": image,
+            "Image": like.image,
             "Cmd": ["sleep", "infinity"],
-            "HostConfig": {
-                "Memory": limits.memory,
-                "MemorySwap": limits.memory_swap,
-                "NanoCpus": limits.nano_cpus,
-                "PidsLimit": limits.pids_limit,
-                "ShmSize": limits.shm_size,
-            },
+            "HostConfig": like.limits.as_host_config(),
         });
         let path = format!("/containers/create?name={name}");
         self.ask(Method::POST, &path, Some(body)).await?;
@@ -161,28 +185,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_become_the_commands_options() {
-        let limits: Limits = serde_json::from_value(json!({
-            "Memory": 1 << 30, "MemorySwap": 1 << 30, "NanoCpus": 1_500_000_000, "PidsLimit": 2048, "ShmSize": 64,
-        }))
-        .unwrap();
+    fn a_container_has_the_sandboxes_limits() {
+        let sandbox = Sandbox { id: String::new(), owner: 0, cpu: 1, memory_gib: 2 };
+        let limits = Like::sandbox("image", &sandbox).limits;
 
-        assert_eq!(
-            limits.as_arguments(),
-            [
-                "--memory=1073741824",
-                "--memory-swap=1073741824",
-                "--shm-size=64",
-                "--pids-limit=2048",
-                "--cpus=1.5"
-            ]
-        );
-    }
+        let arguments = limits.as_arguments();
+        let host_config = limits.as_host_config();
 
-    #[test]
-    fn what_was_not_limited_stays_so() {
-        let unlimited = Limits { memory: 0, memory_swap: 0, nano_cpus: 0, pids_limit: None, shm_size: 0 };
-
-        assert!(unlimited.as_arguments().is_empty());
+        assert_eq!(arguments[..2], ["--memory=2147483648", "--memory-swap=2147483648"]);
+        assert_eq!(arguments[3..], ["--pids-limit=2048", "--cpus=1"]);
+        assert_eq!(host_config["Memory"], 2_u64 << 30);
+        assert_eq!(host_config["NanoCpus"], 1_000_000_000);
     }
 }

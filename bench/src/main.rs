@@ -1,28 +1,39 @@
 //! Atoll's figures beside their references. Drives a cluster from outside, by the ready file of `atoll dev`; a figure and its
 //! reference are taken in turn, in the same run, on the same machine.
 
-mod background;
 mod cluster;
-mod commit;
-mod create;
+mod measure;
+mod report;
+
+mod background;
 mod docker;
 mod etcd;
-mod exec;
-mod measure;
 mod ports;
-mod preview;
-mod report;
+mod process;
 mod serve;
-mod ssh;
+mod traces;
 
-use std::path::PathBuf;
+mod burst;
+mod commit;
+mod create;
+mod delete;
+mod exec;
+mod idle;
+mod preview;
+mod ssh;
+mod starts;
+mod warm;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use cluster::Cluster;
+use docker::Engine;
 use report::Report;
+use starts::Parts;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures an Atoll cluster beside what its users would take instead")]
@@ -35,11 +46,16 @@ struct Cli {
 enum Command {
     /// Measures, and prints a Markdown table. Progress goes to stderr.
     Run(RunArgs),
+    /// Measures the embedded runtime alone, without any cluster and without Docker.
+    Starts(StartsArgs),
     /// Answers every HTTP/1.1 request with the same small page: what both proxies of the preview measurement lead to.
     Serve {
         #[arg(long, default_value_t = preview::SERVER_PORT)]
         port: u16,
     },
+    /// What a runtime that is measured alone starts by itself.
+    #[command(name = starts::ZYGOTE, hide = true)]
+    Zygote { state_dir: PathBuf },
 }
 
 #[derive(Debug, Args)]
@@ -53,15 +69,51 @@ struct RunArgs {
     /// A tenth of the samples, to see whether everything works. Its figures are worth nothing.
     #[arg(long)]
     smoke: bool,
+    #[command(flatten)]
+    base: BaseArgs,
+    /// Idle sandboxes that are kept at once. The nodes must promise enough for them (`atoll dev --sandboxes-max`).
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    many: usize,
     /// What to measure; everything when left out.
     #[arg(value_enum)]
     what: Vec<Measurement>,
 }
 
+#[derive(Debug, Args)]
+struct StartsArgs {
+    /// The daemon's static binary: `target/daemon-static/<target>/daemon/atoll-daemon` after a build of the node.
+    #[arg(long)]
+    daemon: PathBuf,
+    /// A folder on the disk that is to be measured.
+    #[arg(long)]
+    work_dir: PathBuf,
+    /// A tenth of the samples.
+    #[arg(long)]
+    smoke: bool,
+    #[command(flatten)]
+    base: BaseArgs,
+}
+
+/// The base snapshot, as `deploy/base/build.sh` leaves it.
+#[derive(Debug, Args)]
+struct BaseArgs {
+    /// Its name, both in Docker and in the OCI layout.
+    #[arg(long, default_value = "atoll-base:latest")]
+    image: String,
+    #[arg(long, value_name = "DIR", default_value = "/var/cache/atoll/base/atoll-base.oci")]
+    seed: PathBuf,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Measurement {
     Create,
+    /// The embedded runtime alone.
+    Starts,
+    Warm,
+    Burst,
+    Delete,
     Exec,
+    Idle,
     Commit,
     Preview,
     Ssh,
@@ -81,18 +133,27 @@ impl Effort {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Zygote { state_dir } = &cli.command {
+        // Before there is a second thread: it makes processes by copying itself.
+        return exit_code(atoll_runner::embedded::zygote::run(state_dir).context("make inits"));
+    }
     rustls::crypto::ring::default_provider()
         .install_default()
         .expect("nothing else has installed a provider");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let ended = runtime.context("start the threads").and_then(|runtime| {
+    exit_code(runtime.context("start the threads").and_then(|runtime| {
         runtime.block_on(async {
             match cli.command {
                 Command::Run(args) => run(args).await,
+                Command::Starts(args) => starts_alone(args).await,
                 Command::Serve { port } => serve::serve(port).await,
+                Command::Zygote { .. } => unreachable!("has had its turn"),
             }
         })
-    });
+    }))
+}
+
+fn exit_code(ended: Result<()>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -102,13 +163,35 @@ fn main() -> ExitCode {
     }
 }
 
+impl Effort {
+    fn of(smoke: bool) -> Effort {
+        Effort { divisor: if smoke { 10 } else { 1 } }
+    }
+}
+
+async fn starts_alone(args: StartsArgs) -> Result<()> {
+    let parts = Parts {
+        daemon: args.daemon,
+        seed: args.base.seed,
+        image: args.base.image,
+        work_dir: std::path::absolute(args.work_dir).context("make --work-dir absolute")?,
+    };
+    let mut report = Report::new();
+    report.begin();
+    starts::measure(&parts, None, Effort::of(args.smoke), &mut report).await?;
+    report.end();
+    print!("{report}");
+    Ok(())
+}
+
 async fn run(args: RunArgs) -> Result<()> {
     let cluster = Cluster::open(&args.ready_file)?;
     let work_dir = match args.work_dir {
         Some(dir) => dir,
         None => cluster.disk_dir()?,
     };
-    let effort = Effort { divisor: if args.smoke { 10 } else { 1 } };
+    let effort = Effort::of(args.smoke);
+    let image = args.base.image.as_str();
     let all = Measurement::value_variants();
     let wanted = all.iter().filter(|one| args.what.is_empty() || args.what.contains(one));
     let mut report = Report::new();
@@ -117,10 +200,15 @@ async fn run(args: RunArgs) -> Result<()> {
         eprintln!("== {measurement:?}, load {}", report::load_average());
         report.begin();
         let measured = match measurement {
-            Measurement::Create => create::measure(&cluster, effort, &mut report).await,
-            Measurement::Exec => exec::measure(&cluster, effort, &mut report).await,
+            Measurement::Create => create::measure(&cluster, image, effort, &mut report).await,
+            Measurement::Starts => starts_beside(&cluster, &args.base, &work_dir, effort, &mut report).await,
+            Measurement::Warm => warm::measure(&cluster, effort, &mut report).await,
+            Measurement::Burst => burst::measure(&cluster, effort, &mut report).await,
+            Measurement::Delete => delete::measure(&cluster, image, effort, &mut report).await,
+            Measurement::Exec => exec::measure(&cluster, image, effort, &mut report).await,
+            Measurement::Idle => idle::measure(&cluster, args.many, effort, &mut report).await,
             Measurement::Commit => commit::measure(&cluster, &work_dir, effort, &mut report).await,
-            Measurement::Preview => preview::measure(&cluster, &work_dir, effort, &mut report).await,
+            Measurement::Preview => preview::measure(&cluster, image, &work_dir, effort, &mut report).await,
             Measurement::Ssh => ssh::measure(&cluster, &work_dir, effort, &mut report).await,
         };
         report.end();
@@ -134,4 +222,17 @@ async fn run(args: RunArgs) -> Result<()> {
     print!("{report}");
     ensure!(failed.is_empty(), "not measured to the end: {failed:?}");
     Ok(())
+}
+
+/// With the daemon that the nodes put into their sandboxes.
+async fn starts_beside(
+    cluster: &Cluster,
+    base: &BaseArgs,
+    work_dir: &Path,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
+    let (image, seed, work_dir) = (base.image.clone(), base.seed.clone(), work_dir.to_owned());
+    let parts = Parts { daemon: cluster.nodes()[0].daemon()?, seed, image, work_dir };
+    starts::measure(&parts, Some(&Engine::open()?), effort, report).await
 }

@@ -19,6 +19,8 @@ pub enum Unit {
     Milliseconds,
     /// More is better.
     PerSecond,
+    /// Of memory. Less is better.
+    Mebibytes,
 }
 
 impl Samples {
@@ -29,6 +31,10 @@ impl Samples {
 
     pub fn of_rates(per_second: Vec<f64>) -> Result<Samples> {
         Samples::new(per_second, Unit::PerSecond)
+    }
+
+    pub fn of_mebibytes(mebibytes: Vec<f64>) -> Result<Samples> {
+        Samples::new(mebibytes, Unit::Mebibytes)
     }
 
     fn new(mut values: Vec<f64>, unit: Unit) -> Result<Samples> {

@@ -11,7 +11,8 @@ use tokio::process::Command;
 
 use crate::Effort;
 use crate::background::{Background, until_listening};
-use crate::cluster::{Cluster, Sandbox, good, until_gone};
+use crate::cluster::{Cluster, Sandbox, good, remove};
+use crate::docker::Like;
 use crate::measure::Samples;
 use crate::report::Report;
 use crate::{docker, ports};
@@ -21,13 +22,19 @@ const SLICES: usize = 5;
 const SLICE_SECONDS: u64 = 3;
 const CONNECTIONS: &str = "64";
 
-pub async fn measure(cluster: &Cluster, work_dir: &Path, effort: Effort, report: &mut Report) -> Result<()> {
+pub async fn measure(
+    cluster: &Cluster,
+    image: &str,
+    work_dir: &Path,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
     let sandbox = cluster.create(0).await?;
-    let container = format!("atoll-bench-{}-server", std::process::id());
-    let measured = compare(cluster, &sandbox, &container, work_dir, effort, report).await;
+    let like = Like::sandbox(image, &sandbox);
+    let container = docker::name("server");
+    let measured = compare(cluster, &sandbox, &container, &like, work_dir, effort, report).await;
     docker::remove(&container).await?;
-    cluster.delete(&sandbox).await?;
-    until_gone(&sandbox).await?;
+    remove(cluster, &sandbox).await?;
     measured
 }
 
@@ -35,6 +42,7 @@ async fn compare(
     cluster: &Cluster,
     sandbox: &Sandbox,
     container: &str,
+    like: &Like,
     work_dir: &Path,
     effort: Effort,
     report: &mut Report,
@@ -42,8 +50,7 @@ async fn compare(
     serve_in(cluster, sandbox).await?;
     let open = cluster.api(sandbox.owner, Method::POST, &format!("/sandbox/{}/public/true", sandbox.id));
     good(open).await?;
-    let like = docker::inspect_container_of(&sandbox.id).await?;
-    let address = docker::run_server(container, &like.image, &like.limits, SERVER_PORT).await?;
+    let address = docker::run_server(container, like, SERVER_PORT).await?;
     until_listening(&address, SERVER_PORT).await?;
     let nginx = Nginx::start(work_dir, &format!("{address}:{SERVER_PORT}")).await?;
 

@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 use crate::Effort;
 use crate::background::{Background, until_listening};
-use crate::cluster::{Cluster, good, until_gone};
+use crate::cluster::{Cluster, good, remove};
 use crate::measure::{Samples, timed};
 use crate::ports;
 use crate::report::Report;
@@ -42,8 +42,7 @@ pub async fn measure(cluster: &Cluster, work_dir: &Path, effort: Effort, report:
             }
         }
     }
-    cluster.delete(&sandbox).await?;
-    until_gone(&sandbox).await?;
+    remove(cluster, &sandbox).await?;
 
     let reference = Samples::of_latencies(reference)?;
     let name = "sshd on the host";
