@@ -109,15 +109,17 @@ pub enum RuntimeKind {
     Docker,
 }
 
-/// What this node promises to sandboxes. CPU and memory are overcommitted: most sandboxes are idle most of the time.
+/// What this node promises to sandboxes. All of it is overcommitted, as most sandboxes are idle most of the time: by default so
+/// far that some hundreds that do nothing fit beside each other. Promise less where they work hard. What is really left
+/// decides too: a runner makes none when the host's memory or disk is nearly used up.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Capacity {
-    /// Default: 16 × the cores.
+    /// Default: 256 × the cores.
     pub cpu: Option<u32>,
-    /// Default: 4 × the memory.
+    /// Default: 32 × the memory.
     pub memory_gib: Option<u32>,
-    /// Default: the free space where `data_dir` is, at least 100.
+    /// Default: 16 × the free space where `data_dir` is, at least 100: disks take the space that is written.
     pub disk_gib: Option<u32>,
     /// Default: 1000.
     pub sandboxes_max: Option<u32>,
@@ -283,9 +285,14 @@ impl Config {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         NodeCapacity {
             total: Resources {
-                cpu: self.capacity.cpu.unwrap_or(cores * 16),
-                memory_gib: self.capacity.memory_gib.unwrap_or_else(|| memory_total_gib().max(1) * 4),
-                disk_gib: self.capacity.disk_gib.unwrap_or_else(|| free_disk_gib(&self.data_dir).max(100)),
+                cpu: self.capacity.cpu.unwrap_or(cores.saturating_mul(CPU_OVERCOMMIT)),
+                memory_gib: self
+                    .capacity
+                    .memory_gib
+                    .unwrap_or_else(|| memory_total_gib().max(1).saturating_mul(MEMORY_OVERCOMMIT)),
+                disk_gib: self.capacity.disk_gib.unwrap_or_else(|| {
+                    free_disk_gib(&self.data_dir).saturating_mul(DISK_OVERCOMMIT).max(100)
+                }),
             },
             sandboxes_max: self.capacity.sandboxes_max.unwrap_or(SANDBOXES_MAX),
         }
@@ -334,6 +341,9 @@ impl Config {
 }
 
 const SANDBOXES_MAX: u32 = 1000;
+const CPU_OVERCOMMIT: u32 = 256;
+const MEMORY_OVERCOMMIT: u32 = 32;
+const DISK_OVERCOMMIT: u32 = 16;
 
 /// Where things are inside `data_dir`.
 #[derive(Debug, Clone)]

@@ -28,6 +28,7 @@ mod messages;
 mod mounts;
 mod node_files;
 mod pool;
+mod pressure;
 mod record;
 mod runtime;
 mod sandbox;

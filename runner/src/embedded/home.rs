@@ -32,6 +32,7 @@ use super::maker::Maker;
 use super::mounts::Mounter;
 use super::network::Network;
 use super::pool::Pool;
+use super::pressure;
 use super::record::{Record, dir_name, parse_dir_name};
 use super::runtime::{EmbeddedConfig, ensure_private_dir, host};
 use super::sandbox::Sandbox;
@@ -142,6 +143,7 @@ impl Home {
     ) -> Result<Sandbox, RuntimeError> {
         let began = Instant::now();
         // Refused before anything is made.
+        pressure::check(&self.config.state_dir)?;
         self.layers_of(&record.image)?;
         let dir = self.sandboxes_dir().join(dir_name(incarnation));
         let made = (|| {
