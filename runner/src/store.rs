@@ -20,6 +20,7 @@ mod fetch;
 mod layout;
 mod manifest;
 mod names;
+mod naming;
 mod reference;
 mod registry;
 
@@ -30,7 +31,7 @@ pub use blobs::BlobWriter;
 pub use collect::Collected;
 pub use commit::ConfigChange;
 pub use error::StoreError;
-pub use fetch::{Peers, Progress, Pulled, Store, StoreConfig};
+pub use fetch::{PeerBlob, Peers, Progress, Pulled, Store, StoreConfig};
 pub use manifest::{Descriptor, Kind as ManifestKind, Manifest, Parsed};
 pub use names::{Named, Origin};
 pub use reference::{LOCAL_HOST, Reference, Version};

@@ -7,14 +7,13 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use atoll_api::ids::OrganizationId;
 use atoll_runner::image::Digest;
-use atoll_runner::store::{Named, Peers, Store, StoreConfig, StoreError};
+use atoll_runner::store::{Named, PeerBlob, Peers, Store, StoreConfig, StoreError};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, Request};
 use ring::{digest, hmac};
-use tokio::io::AsyncRead;
 use tower::ServiceExt;
 
 use super::signature::escaped;
@@ -90,9 +89,9 @@ struct Other(Store);
 
 #[async_trait]
 impl Peers for Other {
-    async fn blob(&self, digest: &Digest) -> Option<(u64, Box<dyn AsyncRead + Send + Unpin>)> {
+    async fn blob(&self, digest: &Digest, _from: u64) -> Option<PeerBlob> {
         let (file, bytes) = self.0.open_here(digest)?;
-        Some((bytes, Box::new(tokio::fs::File::from_std(file))))
+        Some(PeerBlob { bytes, from: 0, content: Box::new(tokio::fs::File::from_std(file)) })
     }
     async fn name(&self, name: &str) -> Option<Named> {
         self.0.name_here(&name.parse().ok()?)

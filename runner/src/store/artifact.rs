@@ -50,13 +50,13 @@ impl Store {
             "layers": [{ "mediaType": media_type, "digest": digest, "size": bytes }],
         });
         let (manifest, _) = self.put_manifest(manifest.to_string().as_bytes()).await?;
-        self.set_name(name, manifest, Origin::Given)
+        self.set_name(name, manifest, Origin::Given).map(drop)
     }
 
     /// From now on `name` stands for nothing: a later word than any before, so that no other node's counts either.
     pub async fn retract_artifact(&self, name: &Reference) -> Result<(), StoreError> {
         let nothing = self.put_bytes(&[]).await?;
-        self.set_name(name, nothing, Origin::Given)
+        self.set_name(name, nothing, Origin::Given).map(drop)
     }
 
     /// Here or with another node, by the latest word. Registries are not asked. Counts as use.
@@ -166,10 +166,9 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
-    use tokio::io::AsyncRead;
 
     use super::*;
-    use crate::store::{Peers, StoreConfig};
+    use crate::store::{PeerBlob, Peers, StoreConfig};
 
     const TYPE: &str = "application/x-tar";
     const PREFIX: &str = "files.atoll.internal/";
@@ -204,9 +203,9 @@ mod tests {
 
     #[async_trait]
     impl Peers for Other {
-        async fn blob(&self, digest: &Digest) -> Option<(u64, Box<dyn AsyncRead + Send + Unpin>)> {
+        async fn blob(&self, digest: &Digest, _from: u64) -> Option<PeerBlob> {
             let (file, bytes) = self.0.open_here(digest)?;
-            Some((bytes, Box::new(tokio::fs::File::from_std(file))))
+            Some(PeerBlob { bytes, from: 0, content: Box::new(tokio::fs::File::from_std(file)) })
         }
         async fn name(&self, name: &str) -> Option<Named> {
             self.0.name_here(&name.parse().ok()?)

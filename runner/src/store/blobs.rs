@@ -107,9 +107,18 @@ impl Blobs {
         })
     }
 
+    /// How much there is of a download of `digest` that was broken off.
+    pub fn partial_bytes(&self, digest: &Digest) -> u64 {
+        fs::metadata(self.partial(digest)).map_or(0, |metadata| metadata.len())
+    }
+
+    fn partial(&self, digest: &Digest) -> PathBuf {
+        self.ingest.join(format!("{}.partial", digest.hex()))
+    }
+
     /// The download of `digest` that was broken off, or a new one. One at a time may do so.
     pub async fn continue_writing(&self, digest: &Digest, bytes_max: u64) -> io::Result<BlobWriter> {
-        let path = self.ingest.join(format!("{}.partial", digest.hex()));
+        let path = self.partial(digest);
         let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let mut file = tokio::fs::File::from_std(file);
         let mut sha256 = Context::new(&SHA256);
@@ -127,7 +136,7 @@ impl Blobs {
     }
 }
 
-/// A blob that is being written. Dropped unfinished it goes, unless it is a download that can go on.
+/// A blob that is being written. Dropped unfinished it goes, unless it is a download that has something to go on from.
 pub struct BlobWriter {
     /// There until it is finished.
     file: Option<tokio::fs::File>,
@@ -200,7 +209,7 @@ impl BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
-        if self.file.is_some() && !self.keep {
+        if self.file.is_some() && (!self.keep || self.written == 0) {
             let _ = fs::remove_file(&self.path);
         }
     }

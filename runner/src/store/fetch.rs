@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -29,8 +29,8 @@ const DOWNLOADS_MAX: usize = 6;
 const LAYERS_AT_ONCE: usize = 3;
 /// Remembered blobs of which we know where they can be had.
 const PLACES_MAX: usize = 20_000;
-/// A peer that sends nothing for so long is left.
-const PEER_SILENCE_MAX: Duration = Duration::from_secs(20);
+/// Whoever stands for the other nodes gives up earlier, and tries the next one first.
+const PEER_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Default)]
 pub struct StoreConfig {
@@ -44,10 +44,19 @@ pub struct StoreConfig {
 /// The other nodes' stores.
 #[async_trait]
 pub trait Peers: Send + Sync + 'static {
-    /// A blob or manifest from whoever has it: its length and content, not yet checked.
-    async fn blob(&self, digest: &Digest) -> Option<(u64, Box<dyn AsyncRead + Send + Unpin>)>;
-    /// What a name stands for, by the latest answer.
+    /// A blob or manifest from whoever has it, from byte `from` on; not yet checked.
+    async fn blob(&self, digest: &Digest, from: u64) -> Option<PeerBlob>;
+    /// What a name stands for by the latest answer, which may be that it was removed.
     async fn name(&self, name: &str) -> Option<Named>;
+}
+
+/// What another node sends.
+pub struct PeerBlob {
+    /// Of the whole blob.
+    pub bytes: u64,
+    /// Where `content` begins: what was asked for, or 0 when the blob is shorter than that.
+    pub from: u64,
+    pub content: Box<dyn AsyncRead + Send + Unpin>,
 }
 
 /// Called often while something is fetched, with a blob's digest, how much of it is there, and its length.
@@ -131,7 +140,7 @@ impl Store {
         self.0.peers.get()
     }
 
-    /// A blob or manifest that is here or with another node.
+    /// A blob or manifest that is here or with another node, and is here afterwards.
     pub async fn fetch_by_digest(&self, digest: Digest) -> Result<(File, u64), StoreError> {
         self.fetch(digest, None, None, &Progress::default()).await
     }
@@ -150,23 +159,14 @@ impl Store {
         &self.0.names
     }
 
+    pub(super) fn seeds(&self) -> &[Layout] {
+        &self.0.seeds
+    }
+
     /// A blob or manifest that is on this machine, with its length.
     pub fn open_here(&self, digest: &Digest) -> Option<(File, u64)> {
         let own = self.0.blobs.open_blob(digest);
         own.or_else(|| self.0.seeds.iter().find_map(|seed| seed.open_blob(digest)))
-    }
-
-    /// What a whole name stands for on this machine.
-    pub fn name_here(&self, name: &Reference) -> Option<Named> {
-        let seeded = || {
-            let digest = self.0.seeds.iter().find_map(|seed| seed.find(name))?;
-            Some(Named { name: name.to_string(), digest, origin: Origin::Given, set_ms: 0 })
-        };
-        self.0.names.get(name).or_else(seeded)
-    }
-
-    pub fn names_here(&self) -> Result<Vec<Named>, StoreError> {
-        Ok(self.0.names.list()?)
     }
 
     /// A new blob, to be written and finished.
@@ -191,19 +191,8 @@ impl Store {
         Ok((self.put_bytes(json).await?, parsed))
     }
 
-    /// From now on `name` (with a tag) stands for `digest`.
-    pub fn set_name(&self, name: &Reference, digest: Digest, origin: Origin) -> Result<(), StoreError> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let set_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        Ok(self.0.names.set(&Named { name: name.to_string(), digest, origin, set_ms })?)
-    }
-
-    pub fn remove_name(&self, name: &Reference) -> Result<bool, StoreError> {
-        Ok(self.0.names.remove(&name.to_string())?)
-    }
-
     /// What `reference` stands for: a name, or `sha256:…` of a manifest. Its layers may still be elsewhere; to open one
-    /// fetches it. A tag that is known here is not asked for again.
+    /// fetches it. A tag of a foreign registry that is known here is not asked for again.
     pub async fn resolve(&self, reference: &str) -> Result<Image, StoreError> {
         let (name, place) = self.read_reference(reference, None)?;
         let top = match &name.version {
@@ -222,7 +211,8 @@ impl Store {
         progress: Progress,
     ) -> Result<Pulled, StoreError> {
         let (name, place) = self.read_reference(reference, credentials)?;
-        let given = self.name_here(&name).filter(|named| named.origin == Origin::Given);
+        let is_given = |named: &Named| named.origin == Origin::Given && !name.is_local();
+        let given = self.name_here(&name).filter(is_given);
         let (place, top) = match (&name.version, given, place) {
             (_, Some(given), _) => (None, given.digest),
             (Version::Digest(digest), None, None) => (None, *digest),
@@ -309,13 +299,23 @@ impl Store {
         self.open_here(&digest).ok_or_else(|| StoreError::NotFound(format!("{digest} was removed at once")))
     }
 
+    /// Goes on where an earlier fetch, from whomever, broke off.
     async fn fetch_from_peers(&self, digest: Digest, progress: &Progress) -> Result<(), StoreError> {
         let Some(peers) = self.0.peers.get() else { return Ok(()) };
-        let Some((bytes, mut reader)) = peers.blob(&digest).await else { return Ok(()) };
-        let mut writer = self.0.blobs.writer(bytes.min(BLOB_BYTES_MAX))?;
+        let written = self.0.blobs.partial_bytes(&digest);
+        let Some(PeerBlob { bytes, from, mut content }) = peers.blob(&digest, written).await else {
+            return Ok(());
+        };
+        if bytes > BLOB_BYTES_MAX {
+            return Err(StoreError::Bad(format!("{digest} is larger than {BLOB_BYTES_MAX} bytes")));
+        }
+        let mut writer = self.0.blobs.continue_writing(&digest, bytes).await?;
+        if from != writer.written() {
+            writer.restart().await?;
+        }
         let mut chunk = vec![0; 128 * 1024];
         loop {
-            let read = tokio::time::timeout(PEER_SILENCE_MAX, reader.read(&mut chunk)).await;
+            let read = tokio::time::timeout(PEER_SILENCE_MAX, content.read(&mut chunk)).await;
             let count =
                 read.map_err(|_| StoreError::Unreachable("another node fell silent".to_owned()))??;
             if count == 0 {
@@ -323,6 +323,9 @@ impl Store {
             }
             writer.write(&chunk[..count]).await?;
             progress.tell(&digest, writer.written(), bytes);
+        }
+        if writer.written() < bytes {
+            return Err(StoreError::Unreachable("another node broke off".to_owned()));
         }
         writer.finish(Some(&digest)).await.map(|_| ())
     }
@@ -346,12 +349,7 @@ impl Store {
     }
 
     async fn find_name(&self, name: &Reference, place: Option<&Place>) -> Result<Digest, StoreError> {
-        if let Some(named) = self.name_here(name) {
-            return Ok(named.digest);
-        }
-        if let Some(peers) = self.0.peers.get()
-            && let Some(named) = peers.name(&name.to_string()).await
-        {
+        if let Some(named) = self.latest_name(name).await {
             return Ok(named.digest);
         }
         let Some(place) = place else {

@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,27 +22,49 @@ pub struct Named {
     pub set_ms: u64,
 }
 
-/// How it came here: what was fetched can be fetched again.
+/// How it came here, and so whether it may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
+    /// Can be fetched again: goes when disk is short.
     Fetched,
+    /// Stays until somebody removes it.
     Given,
+    /// Was pushed, and is asked for by its digest. Goes when disk is short, unless a tag keeps its blobs.
+    Untagged,
+    /// Was removed: a note for the nodes that still have the name.
+    Removed,
 }
 
 #[derive(Debug, Clone)]
 pub struct Names {
     dir: PathBuf,
+    /// Held while a word is judged by the one before it.
+    deciding: Arc<Mutex<()>>,
 }
 
 impl Names {
     pub fn open(store_dir: &Path) -> io::Result<Names> {
         let dir = store_dir.join("names");
         fs::create_dir_all(&dir)?;
-        Ok(Names { dir })
+        Ok(Names { dir, deciding: Arc::default() })
     }
 
     pub fn get(&self, name: &Reference) -> Option<Named> {
         serde_json::from_slice(&fs::read(self.path(&name.to_string())).ok()?).ok()
+    }
+
+    /// What `decide` makes of the word that is there. `None`: it stays.
+    pub fn decide(
+        &self,
+        name: &Reference,
+        decide: impl FnOnce(Option<Named>) -> Option<Named>,
+    ) -> io::Result<Option<Named>> {
+        let _alone = self.deciding.lock().unwrap_or_else(PoisonError::into_inner);
+        let decided = decide(self.get(name));
+        if let Some(named) = &decided {
+            self.set(named)?;
+        }
+        Ok(decided)
     }
 
     pub fn set(&self, named: &Named) -> io::Result<()> {
@@ -84,6 +108,14 @@ impl Names {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(Digest::of(name.as_bytes()).hex())
     }
+}
+
+pub fn now_ms() -> u64 {
+    millis(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn tempfile_in(dir: &Path) -> io::Result<(PathBuf, fs::File)> {
