@@ -51,6 +51,8 @@ pub enum StreamHeader {
     Heartbeat,
     /// How the receiver's region is, owned by `node`.
     Status,
+    /// Blobs of images that the receiver has, and what names stand for there, owned by `node`.
+    Blob,
 }
 
 impl StreamHeader {
@@ -63,7 +65,8 @@ impl StreamHeader {
             | StreamHeader::Tunnel { .. }
             | StreamHeader::Forward { .. }
             | StreamHeader::Locate
-            | StreamHeader::Status => StreamClass::Bulk,
+            | StreamHeader::Status
+            | StreamHeader::Blob => StreamClass::Bulk,
         }
     }
 }
@@ -224,6 +227,7 @@ mod tests {
             StreamHeader::Propose { group: region },
             StreamHeader::Locate,
             StreamHeader::Heartbeat,
+            StreamHeader::Blob,
         ] {
             let mut bytes = encode_header(&header).unwrap();
             let length = bytes.len();

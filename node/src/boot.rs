@@ -33,6 +33,7 @@ use tracing::info;
 
 use crate::activity::Activity;
 use crate::admission::{Admission, Membership};
+use crate::blobs::{self, BlobServer, PeerStores, Reach};
 use crate::config::{Config, Layout};
 use crate::control::cluster::ClusterVerbs;
 use crate::control::forward::Forwarder;
@@ -50,12 +51,14 @@ use crate::local::LocalSandboxes;
 use crate::objects::{Contexts, Issuer, ObjectStorage};
 use crate::owner::Owner;
 use crate::peers::{Load, Peers};
+use crate::registry::{self, Registry, Uploads};
 use crate::rest::{self, Component, Readiness};
 use crate::runner;
 use crate::runtimes;
 use crate::service_manager;
 use crate::streams::{Services, Streams};
 use crate::trust::{Renewal, cluster_ca};
+use crate::upkeep::Upkeep;
 
 /// How long a stopping node waits for requests in flight.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -127,6 +130,10 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let runner = Runner::start(runner_config(&layout), runtime, images::source(&config, &store), reports_out)
         .await
         .context("start the sandbox runtime (`atoll doctor` says what this machine lacks)")?;
+    let peer_stores =
+        PeerStores::new(link.clone(), blobs::others(cluster.clone(), config.region.clone(), me));
+    store.set_peers(Arc::new(peer_stores.clone()));
+    let reach = Arc::new(Reach::new(store.clone()));
     let (base, stop) = (unpack_base(&config, &store, &runner), cancel.clone());
     tasks.spawn(async move { stop.run_until_cancelled(base).await });
     let duties = Arc::new(Duties {
@@ -187,7 +194,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         },
         forwarder,
     });
-    let services = Services { control: control.clone(), directory: directory.clone(), sandboxes };
+    let blobs = BlobServer::new(store.clone(), reach.clone());
+    let services = Services { control: control.clone(), directory: directory.clone(), sandboxes, blobs };
     if streams.services.set(services).is_err() {
         bail!("services are set once");
     }
@@ -235,8 +243,26 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         closing: cancel.clone(),
         settings: Arc::new(rest_settings(&config, me, &ssh)?),
     };
+    let registry = Arc::new(Registry {
+        directory: directory.clone(),
+        store: store.clone(),
+        peers: peer_stores.clone(),
+        reach,
+        uploads: Uploads::new(me),
+        tasks: tasks.clone(),
+    });
+    let upkeep = Upkeep {
+        store,
+        peers: peer_stores,
+        registry: registry.clone(),
+        cluster: cluster.clone(),
+        region: region.clone(),
+        budget_bytes: config.store_budget_bytes(),
+    };
+    tasks.spawn(upkeep.run(cancel.clone()));
     let api = listen_privately(&layout.api_socket())?;
-    tasks.spawn(rest::serve(api, rest::router(state), cancel.clone()));
+    let doors = rest::router(state).merge(registry::router(registry));
+    tasks.spawn(rest::serve(api, doors, cancel.clone()));
     let edge_config = EdgeConfig {
         http: config.listen.http,
         https: config.listen.https,

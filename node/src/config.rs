@@ -82,6 +82,10 @@ pub struct RuntimeConfig {
     /// Folders with OCI layouts that images may come from beside the node's own store. They are only read, by the node's
     /// user. Default: where `deploy/base/build.sh` leaves the base snapshot when root runs it.
     pub seeds: Vec<PathBuf>,
+    /// What the store of image blobs may take, in GiB. Above it, images that nothing needs and that can be had again go,
+    /// least recently used first; what is needed stays, however much it is. Default: a quarter of the disk where
+    /// `data_dir` is.
+    pub store_budget_gib: Option<u32>,
     /// The user `atoll node` runs as: a name, or a number that needs no entry anywhere. A node that root starts becomes
     /// this user; the runner serves nobody else but root. Default: root, which is for tries only.
     pub node_user: Option<Account>,
@@ -178,6 +182,7 @@ impl Default for RuntimeConfig {
             state_dir: None,
             layers_dir: None,
             seeds: vec![base_layout(Path::new(CACHE_DIR))],
+            store_budget_gib: None,
             node_user: None,
             network: "10.88.0.0/16".into(),
             layers_budget_gib: 20,
@@ -298,6 +303,13 @@ impl Config {
         }
     }
 
+    /// What the store of image blobs may take.
+    pub fn store_budget_bytes(&self) -> u64 {
+        let quarter =
+            || disk(&self.data_dir).map_or(u64::MAX, |disk| disk.f_blocks.saturating_mul(disk.f_frsize) / 4);
+        self.runtime.store_budget_gib.map_or_else(quarter, |gib| u64::from(gib) << 30)
+    }
+
     /// Where `data_dir` is, or will be.
     pub fn free_disk_gib(&self) -> u32 {
         free_disk_gib(&self.data_dir)
@@ -399,8 +411,13 @@ fn memory_total_gib() -> u32 {
 }
 
 fn free_disk_gib(dir: &Path) -> u32 {
+    disk(dir).map_or(0, |disk| (disk.f_bavail * disk.f_frsize / (1 << 30)) as u32)
+}
+
+/// That of a folder which may not be there yet.
+fn disk(dir: &Path) -> Option<rustix::fs::StatVfs> {
     let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    rustix::fs::statvfs(existing).map_or(0, |stat| (stat.f_bavail * stat.f_frsize / (1 << 30)) as u32)
+    rustix::fs::statvfs(existing).ok()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod account;
 mod activity;
 mod admission;
+mod blobs;
 mod boot;
 mod cli;
 mod client;
@@ -30,6 +31,7 @@ mod parent;
 mod peers;
 mod place;
 mod privileges;
+mod registry;
 mod rest;
 mod runner;
 mod runtimes;
@@ -38,6 +40,7 @@ mod signals;
 mod streams;
 mod trust;
 mod tunnel;
+mod upkeep;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

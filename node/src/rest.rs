@@ -42,6 +42,7 @@ use crate::objects::{self, ObjectStorage};
 pub use door::Door;
 pub use events::SandboxEvent;
 pub use facts::ClusterFacts;
+pub(crate) use input::is_too_long;
 pub use present::public_state;
 pub use serve::serve;
 

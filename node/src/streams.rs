@@ -11,6 +11,7 @@ use atoll_mesh::link::StreamHandler;
 use atoll_mesh::stream::StreamHeader;
 use tracing::{Instrument, debug, info_span};
 
+use crate::blobs::BlobServer;
 use crate::control::forward::{serve_forward, serve_status};
 use crate::control::plane::ControlPlane;
 use crate::directory::MeshDirectory;
@@ -30,6 +31,7 @@ pub struct Services {
     pub control: Arc<ControlPlane>,
     pub directory: Arc<MeshDirectory>,
     pub sandboxes: LocalSandboxes,
+    pub blobs: BlobServer,
 }
 
 #[async_trait]
@@ -64,6 +66,7 @@ impl Streams {
             }
             StreamHeader::Locate => self.services()?.directory.serve_locate(stream).await,
             StreamHeader::Status => serve_status(&self.services()?.control, stream).await,
+            StreamHeader::Blob => self.services()?.blobs.serve(stream).await,
         }
     }
 

@@ -202,7 +202,7 @@ async fn read(body: axum::body::Body) -> Result<Bytes, ApiError> {
     }
 }
 
-fn is_too_long(error: &axum::Error) -> bool {
+pub(crate) fn is_too_long(error: &axum::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         if error.is::<http_body_util::LengthLimitError>() {

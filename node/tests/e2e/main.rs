@@ -6,6 +6,7 @@ mod doors;
 mod isolation;
 mod membership;
 mod processes;
+mod registry;
 mod sdk;
 mod world;
 
@@ -25,7 +26,8 @@ fn rules(runtime: Runtime) -> Vec<Rule> {
     let both = [api::RULES, doors::RULES, isolation::RULES, membership::RULES, processes::RULES, sdk::RULES]
         .concat();
     match runtime {
-        Runtime::Embedded => both,
+        // Images are the node's, whatever runs its sandboxes.
+        Runtime::Embedded => [&both[..], registry::RULES].concat(),
         Runtime::Docker => both,
     }
 }
