@@ -13,7 +13,9 @@ mod sandbox;
 mod service;
 
 pub use account::{ApiKeyList, Organization, OtelConfig, User, UserPublicKey};
-pub use catalogue::{PaginatedSnapshots, Region, RegionType, SnapshotDto, SnapshotState};
+pub use catalogue::{
+    PaginatedSnapshots, Region, RegionType, RegistryPushAccessDto, SnapshotDto, SnapshotState,
+};
 pub use object_storage::StorageAccessDto;
 pub use sandbox::{
     CreateBuildInfo, CreateSandbox, ListSandboxesResponse, PortPreviewUrl, Sandbox, SandboxDesiredState,

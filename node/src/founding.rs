@@ -136,7 +136,8 @@ fn node_record(config: &Config, now_ms: u64) -> NodeRecord {
     }
 }
 
-fn hint(key: &ApiKey) -> String {
+/// Enough to tell one's keys apart.
+pub fn hint(key: &ApiKey) -> String {
     let text = key.reveal();
     format!("{}…{}", &text[..3], &text[text.len() - 3..])
 }

@@ -15,6 +15,7 @@ mod frame;
 mod input;
 mod object_storage;
 mod present;
+mod push_access;
 mod sandbox;
 mod serve;
 mod service;
@@ -166,6 +167,7 @@ fn api(version: &str) -> (Router<RestState>, utoipa::openapi::OpenApi) {
         .routes(routes!(catalogue::list_regions))
         .routes(routes!(catalogue::list_shared_regions))
         .routes(routes!(catalogue::read_region))
+        .routes(routes!(push_access::grant))
         .routes(routes!(account::current_api_key))
         .routes(routes!(account::current_user))
         .routes(routes!(account::list_organizations))

@@ -55,6 +55,20 @@ pub struct PaginatedSnapshots {
     pub total_pages: u64,
 }
 
+/// With what, and to where, an image can be pushed for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryPushAccessDto {
+    pub username: String,
+    pub secret: String,
+    /// `host:port`, as an image's name begins.
+    pub registry_url: String,
+    pub registry_id: String,
+    /// What stands between the registry and the image in the image's name.
+    pub project: String,
+    pub expires_at: Timestamp,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Region {

@@ -155,7 +155,7 @@ pub enum ClusterCommand {
         organization_id: OrganizationId,
         organization: OrganizationRecord,
     },
-    /// Rejected (NotFound) unless the organization is there.
+    /// Rejected (NotFound) unless the organization is there. Forgets keys that expired before this one was made.
     PutApiKey {
         key_hash: TokenHash,
         key: ApiKeyRecord,

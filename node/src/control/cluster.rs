@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use atoll_api::access::Caller;
 use atoll_api::ids::{NodeId, RegionName};
-use atoll_api::tokens::TokenHash;
+use atoll_api::tokens::{ApiKey, TokenHash};
 use atoll_certs::ca::CaFingerprint;
 use atoll_certs::join_token::JoinToken;
 use atoll_consensus::group::ClusterGroup;
 use atoll_consensus::state::cluster::{
-    ClusterCommand, ClusterOutcome, ClusterRejection, ClusterState, SnapshotRecord,
+    ApiKeyRecord, ClusterCommand, ClusterOutcome, ClusterRejection, ClusterState, SnapshotRecord,
 };
 use atoll_consensus::state::region::NodeHealth;
 use atoll_consensus::{Consensus, RegionGroup};
@@ -22,9 +22,16 @@ use super::forward::Forwarder;
 use super::region::unavailable;
 use super::verb::*;
 use crate::clock::now_ms;
+use crate::founding::hint;
 
 const JOIN_TTL_S_MAX: u64 = 7 * 24 * 3600;
 const JOIN_USES_MAX: u32 = 1000;
+/// Long enough to push a large image over a slow line.
+const PUSH_GRANT_MS: u64 = 3_600_000;
+/// Of one organization at a time; every `snapshot push` of the CLI takes one.
+const PUSH_GRANTS_MAX: usize = 500;
+/// Names of keys that were granted for a push begin so.
+const PUSH_GRANT_NAME: &str = "registry push ";
 /// A region that does not say how its nodes are within this is shown without it.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -63,6 +70,7 @@ impl ClusterVerbs {
                     found.ok_or_else(|| VerbError::NotFound(format!("Snapshot {id_or_name} not found")))?;
                 Ok(VerbAnswer::Snapshots(vec![found]))
             }
+            Verb::GrantPush => self.grant_push(caller).await,
             Verb::ClusterStatus => self.status().await,
             Verb::CreateJoinToken { ttl_s, uses } => {
                 self.administrator(caller)?;
@@ -88,6 +96,37 @@ impl ClusterVerbs {
         self.propose(ClusterCommand::CreateJoinToken { token_hash, uses, expires_at_ms, now_ms: now_ms() })
             .await?;
         Ok(VerbAnswer::JoinToken { token: token.reveal(), expires_at_ms })
+    }
+
+    /// The registry takes API keys as passwords, so this is one, for a while.
+    async fn grant_push(&self, caller: &Caller) -> Result<VerbAnswer, VerbError> {
+        let now_ms = now_ms();
+        let live = self.cluster.read(|state| {
+            let is_live = |key: &&ApiKeyRecord| {
+                key.organization_id == caller.organization_id
+                    && key.name.starts_with(PUSH_GRANT_NAME)
+                    && key.expires_at_ms.is_some_and(|at| at > now_ms)
+            };
+            state.api_keys.values().filter(is_live).count()
+        });
+        if live >= PUSH_GRANTS_MAX {
+            return Err(VerbError::Conflict(format!(
+                "the organization holds {live} credentials for pushes: use one of them until it expires"
+            )));
+        }
+        let key = ApiKey::from_random(rand::random());
+        let expires_at_ms = now_ms + PUSH_GRANT_MS;
+        let record = ApiKeyRecord {
+            name: format!("{PUSH_GRANT_NAME}{}", hex::encode(rand::random::<[u8; 8]>())),
+            organization_id: caller.organization_id,
+            user_id: caller.user_id,
+            hint: hint(&key),
+            may_administer: false,
+            created_at_ms: now_ms,
+            expires_at_ms: Some(expires_at_ms),
+        };
+        self.propose(ClusterCommand::PutApiKey { key_hash: key.hash(), key: record }).await?;
+        Ok(VerbAnswer::PushGrant { secret: key.reveal().to_owned(), expires_at_ms })
     }
 
     async fn status(&self) -> Result<VerbAnswer, VerbError> {

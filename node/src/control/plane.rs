@@ -62,6 +62,7 @@ impl ControlPlane {
         match &verb {
             Verb::ListSnapshots
             | Verb::GetSnapshot { .. }
+            | Verb::GrantPush
             | Verb::ClusterStatus
             | Verb::CreateJoinToken { .. }
             | Verb::RemoveNode { .. } => self.cluster_verbs.perform(caller, verb).await,

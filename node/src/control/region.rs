@@ -142,6 +142,7 @@ impl RegionVerbs {
             | Verb::GetSnapshot { .. }
             | Verb::ClusterStatus
             | Verb::CreateJoinToken { .. }
+            | Verb::GrantPush
             | Verb::RemoveNode { .. } => Err(VerbError::Internal("not a verb of a region".into())),
         }
     }

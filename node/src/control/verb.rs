@@ -119,6 +119,8 @@ pub enum Verb {
     GetSnapshot {
         id_or_name: String,
     },
+    /// Answers `PushGrant`: a key of the caller's organization that ends soon, to push images with.
+    GrantPush,
     /// Answers `Cluster`.
     ClusterStatus,
     /// Answers `JoinToken`. For administrators.
@@ -197,6 +199,7 @@ pub enum VerbAnswer {
     Snapshots(Vec<(String, SnapshotRecord)>),
     Cluster(ClusterView),
     JoinToken { token: String, expires_at_ms: u64 },
+    PushGrant { secret: String, expires_at_ms: u64 },
     Done,
 }
 

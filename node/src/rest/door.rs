@@ -74,6 +74,11 @@ impl Door {
         format!("{}://{}", self.scheme.name(), self.authority)
     }
 
+    /// `host:port`, as the names of images begin that are pushed this way.
+    pub(super) fn registry(&self) -> &str {
+        &self.authority
+    }
+
     pub(super) fn toolbox(&self) -> String {
         format!("{}/toolbox", self.base())
     }

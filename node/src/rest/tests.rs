@@ -188,6 +188,9 @@ fn healthy(verb: &Verb) -> Result<VerbAnswer, VerbError> {
         Verb::CreateJoinToken { .. } => {
             Ok(VerbAnswer::JoinToken { token: "join".into(), expires_at_ms: NOW_MS })
         }
+        Verb::GrantPush => {
+            Ok(VerbAnswer::PushGrant { secret: key().reveal().to_owned(), expires_at_ms: NOW_MS })
+        }
         Verb::RemoveNode { .. } | Verb::Touch { .. } | Verb::ExpirePreview { .. } => Ok(VerbAnswer::Done),
     }
 }
@@ -462,6 +465,7 @@ async fn every_route_asks_its_verb_and_answers_in_the_documented_shape() {
         ("DELETE", format!("/api/cluster/nodes/{}", NodeId(6)), Value::Null, 204, Some(Verb::RemoveNode { node_id: NodeId(6) }), ""),
         ("GET", "/api/snapshots".to_owned(), Value::Null, 200, Some(Verb::ListSnapshots), "PaginatedSnapshots"),
         ("GET", "/api/snapshots/base".to_owned(), Value::Null, 200, Some(Verb::GetSnapshot { id_or_name: "base".into() }), "SnapshotDto"),
+        ("GET", "/api/docker-registry/registry-push-access?regionId=eu".to_owned(), Value::Null, 200, Some(Verb::GrantPush), "RegistryPushAccessDto"),
         ("GET", "/api/regions".to_owned(), Value::Null, 200, None, "List[Region]"),
         ("GET", "/api/shared-regions".to_owned(), Value::Null, 200, None, "List[Region]"),
         ("GET", "/api/regions/eu".to_owned(), Value::Null, 200, None, "Region"),

@@ -18,6 +18,7 @@ pub const RULES: &[Rule] = &[
     ("what_docker_saved_is_pushed_and_listed_and_deleted", saved),
     ("the_registry_asks_for_a_key_and_takes_no_other", keys),
     ("a_large_blob_streams_in_and_out_and_in_parts", large),
+    ("a_granted_push_access_pushes_and_ends", push_access),
     ("an_image_that_only_a_dead_node_has_is_not_waited_for", dead_node),
 ];
 
@@ -276,6 +277,26 @@ fn large(world: &World) {
     for (before, after) in before.into_iter().zip([peak(2), peak(1)]) {
         assert!(after < before + BYTES / 2, "a node's memory grew from {before} to {after}");
     }
+}
+
+fn push_access(world: &World) {
+    let archive = Archive::new(world, 1000);
+    let before = std::time::SystemTime::now();
+    let granted = world.get(2, "/docker-registry/registry-push-access?regionId=eu").expect(200).json();
+    let field = |name: &str| granted[name].as_str().expect(name).to_owned();
+    let mut door = Door::of(&world.cluster, 2);
+    assert_eq!((field("registryUrl"), field("project")), (door.host.clone(), door.organization.clone()));
+    let expires: String = field("expiresAt");
+    assert!(expires.ends_with('Z') && before.elapsed().unwrap() < Duration::from_secs(30), "{expires}");
+
+    door.credentials = format!("{}:{}", field("username"), field("secret"));
+    door.push(&archive.oci(), "granted:20260131120000");
+
+    assert_eq!(Door::of(&world.cluster, 0).pull("granted:20260131120000"), archive.digest);
+    assert_ne!(field("secret"), world.cluster.ready.api_key);
+    let admin =
+        world.http.post(format!("{}/cluster/tokens", world.cluster.api(0))).bearer_auth(field("secret"));
+    world.send(admin.json(&serde_json::json!({ "ttlSeconds": 60, "uses": 1 }))).expect(403);
 }
 
 fn dead_node(world: &World) {

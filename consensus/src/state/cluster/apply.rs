@@ -161,6 +161,8 @@ impl ClusterState {
         if !self.organizations.contains_key(&key.organization_id) {
             return Err(ClusterRejection::NotFound);
         }
+        // Many keys are made for an hour.
+        self.api_keys.retain(|_, known| known.expires_at_ms.is_none_or(|at_ms| at_ms > key.created_at_ms));
         self.api_keys.insert(key_hash, key);
         Ok(())
     }

@@ -304,15 +304,25 @@ fn a_key_is_good_until_it_expires_or_is_deleted() {
     world.accept(put_organization(1));
     world.accept(ClusterCommand::PutApiKey { key_hash: hash("k"), key: api_key(1, Some(NOW_MS + 10)) });
     world.accept(ClusterCommand::PutApiKey { key_hash: hash("for ever"), key: api_key(1, None) });
+    // Made long after.
+    let later = ApiKeyRecord { created_at_ms: NOW_MS + 5, ..api_key(1, Some(NOW_MS + 20)) };
+    world.accept(ClusterCommand::PutApiKey { key_hash: hash("later"), key: later.clone() });
+    assert_eq!(world.state.api_keys.len(), 3, "none has expired yet");
 
     assert!(world.state.api_key(hash("k"), NOW_MS + 9).is_some());
     assert!(world.state.api_key(hash("k"), NOW_MS + 10).is_none());
     assert!(world.state.api_key(hash("other"), NOW_MS).is_none());
     assert!(world.state.api_key(hash("for ever"), u64::MAX).is_some());
 
-    world.accept(ClusterCommand::DeleteApiKey { key_hash: hash("k") });
-    world.accept(ClusterCommand::DeleteApiKey { key_hash: hash("k") });
-    assert!(world.state.api_key(hash("k"), NOW_MS).is_none());
+    let last = ApiKeyRecord { created_at_ms: NOW_MS + 15, ..later };
+    world.accept(ClusterCommand::PutApiKey { key_hash: hash("last"), key: last });
+    let known: Vec<bool> =
+        ["k", "for ever", "later", "last"].map(|key| world.state.api_keys.contains_key(&hash(key))).into();
+    assert_eq!(known, [false, true, true, true], "what has expired is forgotten");
+
+    world.accept(ClusterCommand::DeleteApiKey { key_hash: hash("later") });
+    world.accept(ClusterCommand::DeleteApiKey { key_hash: hash("later") });
+    assert!(world.state.api_key(hash("later"), NOW_MS).is_none());
 }
 
 #[test]
