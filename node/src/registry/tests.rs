@@ -10,7 +10,7 @@ use atoll_mesh::dial::{ByteStream, Directory, DirectoryError};
 use atoll_mesh::link::StreamHandler;
 use atoll_mesh::sim::{SimNetwork, Weather};
 use atoll_mesh::stream::StreamHeader;
-use atoll_runner::image::Digest;
+use atoll_runner::image::{Digest, ImageSource};
 use atoll_runner::store::{Registries, StoreConfig};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -211,6 +211,25 @@ async fn what_is_pushed_to_one_node_is_pulled_from_every_other() {
         }
     }
     assert!(world.stores[2].open_here(&layer).is_none(), "a blob is passed on and not kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_pushed_to_one_node_is_an_image_for_sandboxes_of_every_other() {
+    let world = World::new();
+    let layer = world.push(0, "app", b"a layer").await;
+    let config =
+        json!({"os": "linux", "config": {"Env": ["A=1"]}, "rootfs": {"type": "layers", "diff_ids": [layer]}});
+    let config = world.push(0, "app", config.to_string().as_bytes()).await;
+    world.tag(0, "app", "v1", &manifest(config, &[(layer, 7)])).await.expect(201);
+
+    for store in &world.stores {
+        let image = store.resolve(&format!("atoll.internal/{}/app:v1", organization(1))).await.unwrap();
+        assert_eq!((image.config.env, image.layers[0].blob), (vec!["A=1".to_owned()], layer));
+        let mut content = String::new();
+        let mut blob = ImageSource::open(store, &layer).await.unwrap();
+        std::io::Read::read_to_string(&mut blob, &mut content).unwrap();
+        assert_eq!(content, "a layer");
+    }
 }
 
 #[tokio::test(start_paused = true)]
