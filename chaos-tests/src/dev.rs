@@ -232,12 +232,17 @@ impl DevCluster {
 
     /// Everything that the nodes have logged so far, for the message of a failed test.
     pub fn logs(&self) -> String {
-        let log = |node: &ReadyNode| {
-            let text = fs::read_to_string(node.data_dir.join("node.log")).unwrap_or_default();
+        let tail = |path: PathBuf| {
+            let text = fs::read_to_string(path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            format!("--- {} ---\n{}\n", node.name, lines[lines.len().saturating_sub(60)..].join("\n"))
+            lines[lines.len().saturating_sub(60)..].join("\n")
         };
-        self.ready.nodes.iter().map(log).collect()
+        let log = |(index, node): (usize, &ReadyNode)| {
+            let (own, runners) =
+                (tail(node.data_dir.join("node.log")), tail(self.runner_dir(index).join("runner.log")));
+            format!("--- {} ---\n{own}\n--- its runner ---\n{runners}\n", node.name)
+        };
+        self.ready.nodes.iter().enumerate().map(log).collect()
     }
 
     fn restarted(&self) -> MutexGuard<'_, Vec<(usize, Child)>> {
