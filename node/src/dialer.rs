@@ -135,6 +135,10 @@ pub fn dial_error(error: RunnerDialError, target: Target) -> DialError {
         },
         RunnerDialError::TimedOut => DialError::TimedOut,
         RunnerDialError::Overloaded => DialError::Overloaded,
-        RunnerDialError::Host(cause) => DialError::Internal(cause),
+        // For the operator; it passes when the runner is back.
+        RunnerDialError::Host(cause) => {
+            tracing::warn!(cause, "cannot dial into a sandbox of this node");
+            DialError::Unreachable("what runs its sandboxes does not answer now".to_owned())
+        }
     }
 }
