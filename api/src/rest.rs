@@ -18,9 +18,10 @@ pub use catalogue::{
 };
 pub use object_storage::StorageAccessDto;
 pub use sandbox::{
-    CreateBuildInfo, CreateSandbox, ListSandboxesResponse, PortPreviewUrl, Sandbox, SandboxDesiredState,
-    SandboxLabels, SandboxListItem, SandboxState, SandboxVolume, SignedPortPreviewUrl, SshAccessDto,
-    SshAccessValidationDto, Start, ToolboxProxyUrl, UpdateSandboxNetworkSettings,
+    CreateBuildInfo, CreateSandbox, CreateSandboxSnapshot, ForkSandbox, ListSandboxesResponse,
+    PortPreviewUrl, Sandbox, SandboxDesiredState, SandboxLabels, SandboxListItem, SandboxState,
+    SandboxVolume, SignedPortPreviewUrl, SshAccessDto, SshAccessValidationDto, Start, ToolboxProxyUrl,
+    UpdateSandboxNetworkSettings,
 };
 pub use service::{
     Announcement, Cluster, ClusterGroup, ClusterNode, CreateJoinToken, DaytonaConfiguration, Health,

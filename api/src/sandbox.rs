@@ -68,6 +68,8 @@ pub enum Desired {
     Deleted,
     /// No process of it runs; what is in memory stays there.
     Paused,
+    /// No node runs it or holds its disk; what was on the disk is a checkpoint.
+    Archived,
 }
 
 /// What the owner last reported.
@@ -77,6 +79,7 @@ pub enum Desired {
 ///                └───────timeout────▶ Failed ◀──exit──┘      any ─▶ (record removed)
 ///
 /// Running ─▶ Pausing ─▶ Paused ─▶ Resuming ─▶ Running      Paused ─▶ Stopping …
+/// Stopped ─▶ Archiving ─▶ Archived ─▶ Pending …
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
@@ -93,4 +96,8 @@ pub enum Phase {
     Pausing,
     Paused,
     Resuming,
+    /// Its disk is becoming a checkpoint.
+    Archiving,
+    /// Nobody owns it.
+    Archived,
 }

@@ -53,6 +53,8 @@ pub enum StreamHeader {
     Status,
     /// Blobs of images that the receiver has, and what names stand for there, owned by `node`.
     Blob,
+    /// An image that the receiver shall have a copy of, owned by `node`.
+    Hold,
 }
 
 impl StreamHeader {
@@ -66,7 +68,8 @@ impl StreamHeader {
             | StreamHeader::Forward { .. }
             | StreamHeader::Locate
             | StreamHeader::Status
-            | StreamHeader::Blob => StreamClass::Bulk,
+            | StreamHeader::Blob
+            | StreamHeader::Hold => StreamClass::Bulk,
         }
     }
 }

@@ -34,6 +34,7 @@ use tracing::info;
 use crate::activity::Activity;
 use crate::admission::{Admission, Membership};
 use crate::blobs::{self, BlobServer, PeerStores, Reach};
+use crate::captures::Captures;
 use crate::config::{Config, Layout};
 use crate::control::cluster::ClusterVerbs;
 use crate::control::forward::Forwarder;
@@ -169,7 +170,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         activity: activity.clone(),
         remembered: Mutex::new(HashMap::new()),
     });
-    let dial = Arc::new(Dialer { directory: directory.clone(), sandboxes: sandboxes.clone(), link });
+    let dial =
+        Arc::new(Dialer { directory: directory.clone(), sandboxes: sandboxes.clone(), link: link.clone() });
     let draining = CancellationToken::new();
     let control = Arc::new(ControlPlane {
         home: config.region.clone(),
@@ -195,7 +197,13 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         forwarder,
     });
     let blobs = BlobServer::new(store.clone(), reach.clone());
-    let services = Services { control: control.clone(), directory: directory.clone(), sandboxes, blobs };
+    let services = Services {
+        control: control.clone(),
+        directory: directory.clone(),
+        sandboxes,
+        blobs,
+        store: store.clone(),
+    };
     if streams.services.set(services).is_err() {
         bail!("services are set once");
     }
@@ -206,6 +214,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         region: region.clone(),
         runner: runner.clone(),
         activity,
+        captures: Captures::new(me, cluster.clone(), region.clone(), link),
     });
     tasks.spawn(owner.clone().follow_placements(cancel.clone()));
     tasks.spawn(owner.clone().retire_idle(cancel.clone()));

@@ -5,6 +5,7 @@
 //!                                └─ the cluster ──▶ ClusterVerbs
 
 pub mod cluster;
+mod disk;
 pub mod forward;
 pub mod plane;
 pub mod region;

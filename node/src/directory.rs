@@ -136,6 +136,7 @@ impl MeshDirectory {
             Phase::Pausing | Phase::Paused => not_running("paused"),
             Phase::Resuming => not_running("resuming"),
             Phase::Stopped => not_running("stopped"),
+            Phase::Archiving | Phase::Archived => not_running("archived"),
             Phase::Failed { reason } => not_running(&format!("in error ({reason})")),
         }
     }

@@ -1,5 +1,6 @@
 //! What becomes of a sandbox that nobody uses: paused or stopped after its interval for that, whichever is shorter, and
-//! deleted when it has been stopped for its auto-delete interval. One that is paused stays so.
+//! archived or deleted when it has been stopped for its interval for that. What is archived is deleted when it has been so
+//! for its auto-delete interval. One that is paused stays so.
 
 use atoll_api::sandbox::{Desired, Phase};
 use atoll_consensus::state::region::SandboxRecord;
@@ -22,11 +23,19 @@ pub fn idle_wish(record: &SandboxRecord, used_at_ms: Option<u64>, now_ms: u64) -
             }
         }
         (Phase::Stopped, Desired::Stopped) => {
-            let minutes = u64::try_from(record.auto_delete_minutes).ok()?;
-            idle_for(minutes).then_some(Desired::Deleted)
+            let archive = u64::from(record.auto_archive_minutes);
+            let archive =
+                (archive > 0 && !record.is_ephemeral() && idle_for(archive)).then_some(Desired::Archived);
+            to_delete(record, idle_for).or(archive)
         }
+        (Phase::Archived, Desired::Archived) => to_delete(record, idle_for),
         _ => None,
     }
+}
+
+fn to_delete(record: &SandboxRecord, idle_for: impl Fn(u64) -> bool) -> Option<Desired> {
+    let minutes = u64::try_from(record.auto_delete_minutes).ok()?;
+    idle_for(minutes).then_some(Desired::Deleted)
 }
 
 #[cfg(test)]
@@ -71,6 +80,13 @@ mod tests {
             created_at_ms: 0,
             updated_at_ms: 0,
             desired_version: 1,
+            disk: Default::default(),
+            parent: None,
+            captures: BTreeMap::new(),
+            captures_asked: 0,
+            snapshot_taken: None,
+            archive_failure: None,
+            restored_version: 0,
         }
     }
 
@@ -94,6 +110,25 @@ mod tests {
         let sandbox = record(Phase::Stopped, Desired::Stopped, 0, 2);
         assert_eq!(idle_wish(&sandbox, None, 2 * MINUTE_MS - 1), None);
         assert_eq!(idle_wish(&sandbox, None, 2 * MINUTE_MS), Some(Desired::Deleted));
+    }
+
+    #[test]
+    fn a_stopped_sandbox_is_archived_after_its_interval_unless_it_is_deleted_before() {
+        let idle = |archive, delete, minutes: u64| {
+            let mut sandbox = record(Phase::Stopped, Desired::Stopped, 0, delete);
+            sandbox.auto_archive_minutes = archive;
+            idle_wish(&sandbox, None, minutes * MINUTE_MS)
+        };
+
+        assert_eq!(idle(5, -1, 4), None);
+        assert_eq!(idle(5, -1, 5), Some(Desired::Archived));
+        assert_eq!(idle(5, 9, 8), Some(Desired::Archived));
+        assert_eq!(idle(5, 3, 8), Some(Desired::Deleted));
+        assert_eq!(idle(0, -1, 1_000_000), None);
+        let mut archived = record(Phase::Archived, Desired::Archived, 0, 9);
+        archived.auto_archive_minutes = 5;
+        assert_eq!(idle_wish(&archived, None, 8 * MINUTE_MS), None);
+        assert_eq!(idle_wish(&archived, None, 9 * MINUTE_MS), Some(Desired::Deleted));
     }
 
     #[test]

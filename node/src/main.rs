@@ -5,6 +5,7 @@ mod activity;
 mod admission;
 mod blobs;
 mod boot;
+mod captures;
 mod cli;
 mod client;
 mod clock;

@@ -7,13 +7,14 @@ use atoll_api::ids::{NodeId, RegionName, SandboxId};
 use atoll_api::sandbox::{Desired, Placement, SandboxSpec};
 use atoll_consensus::group::RegionGroup;
 use atoll_consensus::state::region::{RegionCommand, RegionOutcome, SandboxRecord};
-use atoll_runner::{Assignment, Report, ReportKind, RunnerHandle};
+use atoll_runner::{Assignment, CaptureWish, Report, ReportKind, RunnerHandle};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::activity::Activity;
+use crate::captures::{Captures, image_name};
 use crate::clock::now_ms;
 use crate::idle::idle_wish;
 
@@ -30,6 +31,7 @@ pub struct Owner {
     pub region: RegionGroup,
     pub runner: RunnerHandle,
     pub activity: Arc<Activity>,
+    pub captures: Captures,
 }
 
 impl Owner {
@@ -56,22 +58,33 @@ impl Owner {
             state.ordinal?;
             // A node that the region has never heard of owns nothing yet, and must not clean up on that ground.
             state.nodes.get(&self.me)?;
-            let assignment =
-                |(sandbox_id, record): (_, &atoll_consensus::state::region::SandboxRecord)| Assignment {
-                    sandbox_id,
-                    generation: record.placement.generation,
-                    spec: Arc::new(self.told_who_it_is(sandbox_id, record)),
-                    desired: record.desired,
-                    desired_version: record.desired_version,
-                    phase: record.phase.clone(),
-                };
-            Some(state.assignments(self.me).map(assignment).collect())
+            // Without its disk a fork can only be deleted.
+            let placed = state.assignments(self.me).filter(|(_, record)| !record.is_disk_awaited());
+            Some(placed.map(|(sandbox_id, record)| self.assignment(sandbox_id, record)).collect())
         })
+    }
+
+    fn assignment(&self, sandbox_id: SandboxId, record: &SandboxRecord) -> Assignment {
+        Assignment {
+            sandbox_id,
+            generation: record.placement.generation,
+            spec: Arc::new(self.told_who_it_is(sandbox_id, record)),
+            desired: record.desired,
+            desired_version: record.desired_version,
+            phase: record.phase.clone(),
+            made_by_version: record.restored_version.max(1),
+            capture: record
+                .capture_wanted()
+                .map(|number| CaptureWish { number, name: image_name(record.organization_id, sandbox_id) }),
+        }
     }
 
     /// The specification with what programs inside read to learn where they are. What the caller set stays.
     fn told_who_it_is(&self, sandbox_id: SandboxId, record: &SandboxRecord) -> SandboxSpec {
         let mut spec = record.spec.clone();
+        if let Some(image) = record.image() {
+            spec.image = image.to_owned();
+        }
         for (name, value) in [
             ("DAYTONA_SANDBOX_ID", sandbox_id.to_string()),
             ("DAYTONA_SANDBOX_SNAPSHOT", spec.snapshot.clone()),
@@ -99,7 +112,19 @@ impl Owner {
                     let used_at_ms = self.activity.last_ms(sandbox_id).unwrap_or(began_at_ms);
                     Some((sandbox_id, idle_wish(record, Some(used_at_ms), now_ms())?))
                 };
-                state.assignments(self.me).filter_map(wish).collect()
+                let mut idle: Vec<_> = state.assignments(self.me).filter_map(wish).collect();
+                // Nobody owns what is archived.
+                if self.region.is_leader() {
+                    let archived = state.sandboxes.iter().filter(|(_, record)| record.is_archived());
+                    idle.extend(
+                        archived.filter_map(|(id, record)| Some((*id, idle_wish(record, None, now_ms())?))),
+                    );
+                }
+                // As for a user: what has forks stays.
+                idle.retain(|(id, desired)| {
+                    *desired != Desired::Deleted || state.forks(*id).next().is_none()
+                });
+                idle
             });
             for (sandbox_id, desired) in idle {
                 info!(%sandbox_id, ?desired, "idle for its whole interval");
@@ -138,6 +163,9 @@ impl Owner {
                 RegionCommand::ReportPhase { sandbox_id, placement, desired_version, phase, now_ms: now_ms() }
             }
             ReportKind::Deleted => RegionCommand::ReportDeleted { sandbox_id, placement },
+            ReportKind::Captured { number, result } => {
+                return self.captures.settle(sandbox_id, generation, number, result).await;
+            }
         };
         match self.region.propose(command).await {
             Ok(RegionOutcome::Applied) => {}

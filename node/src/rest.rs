@@ -7,6 +7,7 @@ mod account;
 mod catalogue;
 mod cluster;
 mod create;
+mod disk;
 mod door;
 mod errors;
 mod events;
@@ -149,6 +150,13 @@ fn api(version: &str) -> (Router<RestState>, utoipa::openapi::OpenApi) {
         .routes(routes!(sandbox::start))
         .routes(routes!(sandbox::stop))
         .routes(routes!(sandbox::pause))
+        .routes(routes!(disk::snapshot))
+        .routes(routes!(disk::fork))
+        .routes(routes!(disk::list_forks))
+        .routes(routes!(disk::read_parent))
+        .routes(routes!(disk::list_ancestors))
+        .routes(routes!(disk::archive))
+        .routes(routes!(disk::back_up))
         .routes(routes!(sandbox::update_network_settings))
         .routes(routes!(sandbox::replace_labels))
         .routes(routes!(sandbox::set_public))

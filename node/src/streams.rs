@@ -9,9 +9,11 @@ use atoll_consensus::Consensus;
 use atoll_mesh::dial::ByteStream;
 use atoll_mesh::link::StreamHandler;
 use atoll_mesh::stream::StreamHeader;
+use atoll_runner::store::Store;
 use tracing::{Instrument, debug, info_span};
 
 use crate::blobs::BlobServer;
+use crate::captures::serve_hold;
 use crate::control::forward::{serve_forward, serve_status};
 use crate::control::plane::ControlPlane;
 use crate::directory::MeshDirectory;
@@ -32,6 +34,7 @@ pub struct Services {
     pub directory: Arc<MeshDirectory>,
     pub sandboxes: LocalSandboxes,
     pub blobs: BlobServer,
+    pub store: Store,
 }
 
 #[async_trait]
@@ -67,6 +70,7 @@ impl Streams {
             StreamHeader::Locate => self.services()?.directory.serve_locate(stream).await,
             StreamHeader::Status => serve_status(&self.services()?.control, stream).await,
             StreamHeader::Blob => self.services()?.blobs.serve(stream).await,
+            StreamHeader::Hold => serve_hold(&self.services()?.store, stream).await,
         }
     }
 

@@ -72,6 +72,8 @@ impl Upkeep {
         });
         self.region.read(|state| {
             images.extend(state.sandboxes.values().map(|sandbox| sandbox.spec.image.clone()));
+            // Also of those that no node owns now: it is all that is left of them.
+            images.extend(state.sandboxes.values().filter_map(|sandbox| sandbox.image().map(str::to_owned)));
         });
         let (store, budget_bytes) = (self.store.clone(), self.budget_bytes);
         let collect = move || store.collect(&needed(&store, &images), budget_bytes);

@@ -71,7 +71,7 @@ impl Actor {
                     listed
                 }
             };
-            if let Event::Completed { operation_id, .. } = &event {
+            if let Event::Completed { operation_id, .. } | Event::Captured { operation_id, .. } = &event {
                 self.running.remove(operation_id);
             }
             let actions = self.core.handle(event, Instant::now().into_std());
@@ -151,21 +151,22 @@ impl Actor {
         let (operations, events) = (self.operations.clone(), self.events.clone());
         let work = async move {
             let began = Instant::now();
-            let result = tokio::select! {
-                biased;
-                () = cancel.cancelled() => Err(OperationError::Cancelled),
-                done = tokio::time::timeout_at(deadline.into(), operations.perform(incarnation, operation)) => {
-                    done.unwrap_or_else(|_| Err(OperationError::Passing(overdue(name).into())))
+            let event = match operation {
+                Operation::Capture { name: image, how } => {
+                    let captured = operations.capture(incarnation, &image, how);
+                    let result = in_bounds(captured, deadline, &cancel, name).await;
+                    log_end(&result, began);
+                    Event::Captured { operation_id, result }
+                }
+                operation => {
+                    let performed = operations.perform(incarnation, operation);
+                    let result = in_bounds(performed, deadline, &cancel, name).await;
+                    log_end(&result, began);
+                    Event::Completed { operation_id, result }
                 }
             };
-            let took_ms = began.elapsed().as_millis();
-            match &result {
-                Ok(()) => tracing::debug!(took_ms, "done"),
-                Err(OperationError::Cancelled) => tracing::debug!(took_ms, "broken off"),
-                Err(error) => tracing::warn!(took_ms, ?error, "failed"),
-            }
             // Fails only when the actor has ended.
-            let _ = events.send(Heard::Core(Event::Completed { operation_id, result })).await;
+            let _ = events.send(Heard::Core(event)).await;
         };
         self.tasks.spawn(work.instrument(span));
     }
@@ -209,6 +210,30 @@ impl Actor {
     }
 }
 
+async fn in_bounds<T>(
+    work: impl Future<Output = Result<T, OperationError>>,
+    deadline: std::time::Instant,
+    cancel: &CancellationToken,
+    name: &'static str,
+) -> Result<T, OperationError> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(OperationError::Cancelled),
+        done = tokio::time::timeout_at(deadline.into(), work) => {
+            done.unwrap_or_else(|_| Err(OperationError::Passing(overdue(name).into())))
+        }
+    }
+}
+
+fn log_end<T>(result: &Result<T, OperationError>, began: Instant) {
+    let took_ms = began.elapsed().as_millis();
+    match result {
+        Ok(_) => tracing::debug!(took_ms, "done"),
+        Err(OperationError::Cancelled) => tracing::debug!(took_ms, "broken off"),
+        Err(error) => tracing::warn!(took_ms, ?error, "failed"),
+    }
+}
+
 async fn in_time<T>(work: impl Future<Output = Result<T, RuntimeError>>) -> Result<T, RuntimeError> {
     let done = tokio::time::timeout(PREPARE_DEADLINE, work).await;
     done.unwrap_or_else(|_| Err(RuntimeError::TimedOut("the container runtime does not answer".into())))
@@ -224,6 +249,7 @@ impl Operation {
             Operation::Pause => "pause",
             Operation::Resume => "resume",
             Operation::SetEgress(_) => "set egress",
+            Operation::Capture { .. } => "capture",
             Operation::Stop => "stop",
             Operation::Remove => "remove",
         }
@@ -240,6 +266,7 @@ fn overdue(name: &str) -> &'static str {
         "adopt" => "the sandbox's daemon did not answer in time",
         "pause" => "the sandbox could not be paused in time",
         "resume" => "the sandbox could not be resumed in time",
+        "capture" => "the sandbox's disk could not be copied in time",
         "set egress" => "what the sandbox may reach could not be changed in time",
         _ => "the sandbox could not be removed in time",
     }
@@ -250,5 +277,8 @@ fn log_report(report: &Report) {
     match &report.kind {
         ReportKind::Phase(phase) => tracing::info!(%sandbox_id, %generation, ?phase, "phase"),
         ReportKind::Deleted => tracing::info!(%sandbox_id, %generation, "deleted"),
+        ReportKind::Captured { number, result } => {
+            tracing::info!(%sandbox_id, %generation, number, ?result, "captured")
+        }
     }
 }

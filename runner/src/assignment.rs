@@ -5,6 +5,7 @@ use std::sync::Arc;
 use atoll_api::ids::{Generation, SandboxId};
 use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
 
+use crate::image::Kept;
 use crate::runtime::Incarnation;
 
 /// One sandbox that is placed on this node, as the node's replica has it.
@@ -18,6 +19,19 @@ pub struct Assignment {
     pub desired_version: u64,
     /// What the record holds now. A report is repeated until this agrees with it.
     pub phase: Phase,
+    /// The wish that asked for its disk to be made: the first one, or that of its last return from the archive.
+    pub made_by_version: u64,
+    /// Its disk is wanted as an image. An archive without it has its checkpoint: the disk goes.
+    pub capture: Option<CaptureWish>,
+}
+
+/// What of a disk is wanted as an image, at the earliest at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureWish {
+    /// Later wishes have greater numbers; a capture answers all before it.
+    pub number: u64,
+    /// Of the image, for the node's store.
+    pub name: String,
 }
 
 impl Assignment {
@@ -41,4 +55,9 @@ pub enum ReportKind {
     Phase(Phase),
     /// Nothing of the sandbox is left on this node.
     Deleted,
+    /// What has become of a [`CaptureWish`]: the image, or in words for the user why there is none.
+    Captured {
+        number: u64,
+        result: Result<Kept, String>,
+    },
 }

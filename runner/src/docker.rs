@@ -3,6 +3,7 @@
 //! What keeps them apart is listed where it is decided: `docker/container.rs` (capabilities, limits, masks),
 //! `docker/firewall.rs` (whom they can't reach), `docker/namespace.rs` (how we reach them).
 
+mod commit;
 mod container;
 mod egress;
 mod engine;
@@ -30,7 +31,7 @@ use crate::docker::engine::{Engine, RequestError};
 use crate::docker::firewall::Firewall;
 use crate::docker::host::HostFacts;
 use crate::docker::namespace::{Live, Namespaces};
-use crate::image::{Digest, Image};
+use crate::image::{Digest, Image, Kept};
 use crate::mount_dir::MountDir;
 use crate::runtime::{Exit, Finding, Found, FoundState, Incarnation, LayerTar, Runtime, RuntimeError};
 
@@ -375,7 +376,15 @@ impl Runtime for DockerRuntime {
     }
 
     async fn commit(&self, _incarnation: Incarnation) -> Result<LayerTar, RuntimeError> {
-        Err(RuntimeError::Spec("this runtime cannot make layers yet".into()))
+        Err(RuntimeError::Spec("the engine keeps its images itself".into()))
+    }
+
+    async fn base(&self, _incarnation: Incarnation) -> Result<Image, RuntimeError> {
+        Err(RuntimeError::Spec("the engine keeps its images itself".into()))
+    }
+
+    async fn commit_image(&self, incarnation: Incarnation, name: &str) -> Result<Option<Kept>, RuntimeError> {
+        commit::commit(&self.engine, &self.config.container_name(incarnation), name).await.map(Some)
     }
 
     async fn set_egress(&self, incarnation: Incarnation, egress: &Egress) -> Result<(), RuntimeError> {

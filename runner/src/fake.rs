@@ -100,6 +100,7 @@ struct Host {
 
 struct FakeSandbox {
     spec: SandboxSpec,
+    image: Image,
     mount_dir: PathBuf,
     paused: bool,
     /// `Some` while it runs.
@@ -155,6 +156,15 @@ impl FakeRuntime {
         self.host().sandboxes.keys().copied().collect()
     }
 
+    pub fn is_paused(&self, incarnation: Incarnation) -> bool {
+        self.host().sandboxes.get(&incarnation).is_some_and(|sandbox| sandbox.paused)
+    }
+
+    /// What it was made from.
+    pub fn image(&self, incarnation: Incarnation) -> Option<Image> {
+        self.host().sandboxes.get(&incarnation).map(|sandbox| sandbox.image.clone())
+    }
+
     pub fn is_running(&self, incarnation: Incarnation) -> bool {
         self.host().sandboxes.get(&incarnation).is_some_and(|sandbox| sandbox.config.is_some())
     }
@@ -200,6 +210,7 @@ impl Host {
 impl FakeSandbox {
     fn new(spec: SandboxSpec, mount_dir: PathBuf) -> FakeSandbox {
         FakeSandbox {
+            image: Image::named(&spec.image),
             spec,
             mount_dir,
             paused: false,
@@ -252,11 +263,14 @@ impl Runtime for FakeRuntime {
         &self,
         incarnation: Incarnation,
         spec: &SandboxSpec,
-        _image: &Image,
+        image: &Image,
         mount_dir: &MountDir,
     ) -> Result<(), RuntimeError> {
         self.enter(FakeVerb::Create, Some(incarnation)).await?;
-        let fresh = || FakeSandbox::new(spec.clone(), mount_dir.path().to_owned());
+        let fresh = || FakeSandbox {
+            image: image.clone(),
+            ..FakeSandbox::new(spec.clone(), mount_dir.path().to_owned())
+        };
         self.host().sandboxes.entry(incarnation).or_insert_with(fresh);
         Ok(())
     }
@@ -327,6 +341,11 @@ impl Runtime for FakeRuntime {
                 Box::new(broken)
             }
         })
+    }
+
+    async fn base(&self, incarnation: Incarnation) -> Result<Image, RuntimeError> {
+        let host = self.host();
+        Ok(host.sandboxes.get(&incarnation).ok_or(RuntimeError::NotFound)?.image.clone())
     }
 
     async fn set_egress(&self, incarnation: Incarnation, egress: &Egress) -> Result<(), RuntimeError> {

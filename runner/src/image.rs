@@ -8,7 +8,8 @@ use std::str::FromStr;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::RuntimeError;
+use crate::runtime::{LayerTar, RuntimeError};
+use crate::store::BlobWriter;
 
 /// A SHA-256 as OCI writes it: `sha256:` and 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,6 +145,19 @@ pub trait ImageSource: Send + Sync + 'static {
     async fn resolve(&self, reference: &str) -> Result<Image, RuntimeError>;
     /// A blob for reading from its beginning; its content was checked against the digest.
     async fn open(&self, blob: &Digest) -> Result<File, RuntimeError>;
+    /// Reads a layer to its end. Nothing is kept before [`ImageSource::keep`].
+    async fn read_layer(&self, layer: LayerTar) -> Result<BlobWriter, RuntimeError>;
+    /// Keeps the layer, and an image of it on top of `base`, which `name` leads to.
+    async fn keep(&self, base: &Image, layer: BlobWriter, name: &str) -> Result<Kept, RuntimeError>;
+}
+
+/// An image that was made here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Pinned by its digest.
+    pub reference: String,
+    /// Of its topmost layer.
+    pub bytes: u64,
 }
 
 /// For a runtime whose engine has its images already.
@@ -159,6 +173,18 @@ impl ImageSource for EngineImages {
     async fn open(&self, blob: &Digest) -> Result<File, RuntimeError> {
         Err(RuntimeError::Host(format!("the blob {blob} is not on this node")))
     }
+
+    async fn read_layer(&self, _layer: LayerTar) -> Result<BlobWriter, RuntimeError> {
+        Err(no_store())
+    }
+
+    async fn keep(&self, _base: &Image, _layer: BlobWriter, _name: &str) -> Result<Kept, RuntimeError> {
+        Err(no_store())
+    }
+}
+
+fn no_store() -> RuntimeError {
+    RuntimeError::Spec("this node keeps no images of its own".into())
 }
 
 #[cfg(test)]

@@ -23,10 +23,10 @@ pub mod remote;
 pub mod runtime;
 pub mod store;
 
-pub use assignment::{Assignment, Report, ReportKind};
+pub use assignment::{Assignment, CaptureWish, Report, ReportKind};
 pub use docker::{DockerConfig, DockerRuntime};
 pub use handle::{Runner, RunnerConfig, RunnerDialError, RunnerHandle, RunnerStatus};
-pub use image::{EngineImages, Image, ImageSource};
+pub use image::{EngineImages, Image, ImageSource, Kept};
 pub use mount_dir::MountDir;
 pub use reconcile::Counts;
 pub use remote::{RemoteConfig, RemoteRuntime};

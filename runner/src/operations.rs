@@ -9,11 +9,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::dialing::{Doors, dial_target};
 use crate::handle::{RunnerDialError, blocking};
-use crate::image::{Image, ImageSource};
+use crate::image::{Image, ImageSource, Kept};
 use crate::mount::{Mounts, Secret};
 use crate::mount_dir::MountDir;
-use crate::reconcile::{Ended, Operation, OperationError, exit_words};
+use crate::reconcile::{Ended, Operation, OperationError, Stillness, exit_words};
 use crate::runtime::{Exit, Incarnation, Runtime, RuntimeError};
+use crate::store::BlobWriter;
 
 /// What a sandbox gets between SIGTERM and SIGKILL.
 pub const STOP_GRACE_MS: u64 = 5_000;
@@ -34,6 +35,14 @@ pub(crate) struct Operations {
     images: Arc<dyn ImageSource>,
     mounts: Mounts,
     dial_deadline: Duration,
+}
+
+/// A disk that may change again.
+enum Read {
+    /// Of which the runtime's engine has made an image.
+    Kept(Kept),
+    /// With the image that the sandbox was made from.
+    Layer(Box<(Image, BlobWriter)>),
 }
 
 impl Operations {
@@ -59,6 +68,7 @@ impl Operations {
             Operation::Adopt => self.adopt(incarnation).await,
             Operation::Pause => Ok(self.runtime.pause(incarnation).await?),
             Operation::Resume => Ok(self.runtime.resume(incarnation).await?),
+            Operation::Capture { name, how } => self.capture(incarnation, &name, how).await.map(drop),
             Operation::SetEgress(spec) => Ok(self.runtime.set_egress(incarnation, &spec.egress).await?),
             Operation::Stop => Ok(self.runtime.stop(incarnation, STOP_GRACE_MS).await?),
             Operation::Remove => self.remove(incarnation).await,
@@ -125,6 +135,41 @@ impl Operations {
         }
         self.doors.keep_secret(incarnation, secret);
         Ok(())
+    }
+
+    /// The disk as an image in this node's store. Frozen only for as long as the disk is read.
+    pub(crate) async fn capture(
+        &self,
+        incarnation: Incarnation,
+        name: &str,
+        how: Stillness,
+    ) -> Result<Kept, OperationError> {
+        let read = match how {
+            Stillness::Already => self.read_disk(incarnation, name).await,
+            Stillness::ByFreezing => {
+                self.runtime.pause(incarnation).await?;
+                let read = self.read_disk(incarnation, name).await;
+                // Whatever has come of it. If even this fails, the core knows that it may be frozen.
+                self.runtime.resume(incarnation).await?;
+                read
+            }
+        };
+        match read? {
+            Read::Kept(kept) => Ok(kept),
+            Read::Layer(read) => {
+                let (base, layer) = *read;
+                Ok(self.images.keep(&base, layer, name).await?)
+            }
+        }
+    }
+
+    async fn read_disk(&self, incarnation: Incarnation, name: &str) -> Result<Read, RuntimeError> {
+        if let Some(kept) = self.runtime.commit_image(incarnation, name).await? {
+            return Ok(Read::Kept(kept));
+        }
+        let base = self.runtime.base(incarnation).await?;
+        let layer = self.images.read_layer(self.runtime.commit(incarnation).await?).await?;
+        Ok(Read::Layer(Box::new((base, layer))))
     }
 
     async fn remove(&self, incarnation: Incarnation) -> Result<(), OperationError> {

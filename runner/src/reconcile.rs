@@ -7,6 +7,7 @@
 //! ```text
 //!              Serving   Frozen   Down    Gone        (a goal "as is" does nothing at all)
 //!  Absent      Create    -        -       (forgotten)     or Provide, when a create has found no image
+//!                                       (a goal "stored" is like Gone, but remembered)
 //!  Stopped     Start     -        -       Remove
 //!  Unproven    Adopt     Pause    Stop    Remove    runs, but its daemon has not answered this process
 //!  Serving     -         Pause    Stop    Remove    runs, and its daemon has said hello or answered
@@ -16,6 +17,8 @@
 //! ```
 //!
 //! Before a sandbox starts or resumes, and when what it may reach has changed while it serves, SetEgress comes first.
+//! Where nothing else is to be done, a disk that is wanted as an image is captured: of what serves by a short freeze,
+//! and whatever comes of that, a sandbox that was frozen for it is resumed. See `reconcile/capturing.rs`.
 //! A failure turns the goal Serving into Down until the user wishes anew (`desired_version` grows). A sandbox that could
 //! not be paused goes on running; one that is to be paused and has ended has lost its memory, which is a failure.
 //!
@@ -29,7 +32,12 @@ use atoll_api::ids::{Generation, SandboxId};
 use atoll_api::sandbox::{Desired, Egress, Phase, SandboxSpec};
 
 use crate::assignment::{Assignment, Report, ReportKind};
+use crate::image::Kept;
 use crate::runtime::{Exit, Found, FoundState, Incarnation};
+
+mod capturing;
+
+use capturing::Capturing;
 
 /// From the first create or start of a wish until the daemon's hello.
 pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(30);
@@ -41,6 +49,12 @@ pub const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
 pub const ADOPT_DEADLINE: Duration = Duration::from_secs(5);
 /// For one pause, resume or change of what may be reached.
 pub const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
+/// For one capture of a disk, which may be large.
+pub const CAPTURE_DEADLINE: Duration = Duration::from_secs(600);
+/// Since a capture was wished. Then the answer is that it could not be.
+pub const CAPTURE_PATIENCE: Duration = Duration::from_secs(1200);
+/// At once; each keeps a disk and a CPU busy.
+pub const CAPTURES_AT_ONCE: usize = 2;
 /// Tries of one operation before the sandbox is reported as failed. Removal is tried for ever: delete always wins.
 pub const ATTEMPTS_MAX: u32 = 3;
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -61,6 +75,11 @@ pub enum Event {
     Completed {
         operation_id: OperationId,
         result: Result<(), OperationError>,
+    },
+    /// A capture has completed.
+    Captured {
+        operation_id: OperationId,
+        result: Result<Kept, OperationError>,
     },
     /// What was being watched has ended.
     Ended {
@@ -99,7 +118,7 @@ pub enum OperationError {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Completes with [`Event::Completed`] at `deadline` at the latest.
+    /// Completes with [`Event::Completed`] at `deadline` at the latest; a capture with [`Event::Captured`].
     Begin {
         operation_id: OperationId,
         incarnation: Incarnation,
@@ -128,8 +147,22 @@ pub enum Operation {
     Pause,
     Resume,
     SetEgress(Arc<SandboxSpec>),
+    /// The disk as an image of this name.
+    Capture {
+        name: String,
+        how: Stillness,
+    },
     Stop,
     Remove,
+}
+
+/// What keeps a disk from changing while it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stillness {
+    /// Nothing of the sandbox runs.
+    Already,
+    /// It is frozen for as long as it takes, and then goes on.
+    ByFreezing,
 }
 
 /// One run of a sandbox: the end of an earlier one must not be taken for the end of this.
@@ -164,6 +197,7 @@ pub struct Reconciler {
     wanted: Option<BTreeMap<SandboxId, Assignment>>,
     slots: BTreeMap<Incarnation, Slot>,
     said: BTreeMap<SandboxId, Said>,
+    said_captured: BTreeMap<SandboxId, (u64, Instant)>,
     operations: BTreeMap<OperationId, Incarnation>,
     next_operation_id: u64,
     /// Set while a list is under way: slots touched since then know better than it.
@@ -193,6 +227,7 @@ struct Slot {
     /// What the runtime was told last that the sandbox may reach; `None`: not known.
     egress: Option<Egress>,
     image: ImageHere,
+    capturing: Capturing,
     /// How it was found at start, until the first wanted list says what to make of it.
     found: Option<FoundState>,
 }
@@ -235,6 +270,7 @@ enum Kind {
     Pause,
     Resume,
     SetEgress,
+    Capture,
     Stop,
     Remove,
 }
@@ -259,6 +295,8 @@ enum Goal {
     Serving,
     Frozen,
     Down,
+    /// Nothing of it stays here, and it is not deleted.
+    Stored,
     Gone,
     /// Newer than the node's replica knows: leave it alone until the replica has caught up.
     AsIs,
@@ -279,6 +317,7 @@ impl Reconciler {
             wanted: None,
             slots: BTreeMap::new(),
             said: BTreeMap::new(),
+            said_captured: BTreeMap::new(),
             operations: BTreeMap::new(),
             next_operation_id: 1,
             listing: None,
@@ -297,6 +336,7 @@ impl Reconciler {
             Event::Completed { operation_id, result } => {
                 self.completed(operation_id, result, now, &mut actions)
             }
+            Event::Captured { operation_id, result } => self.captured(operation_id, result, now),
             Event::Ended { watch, ended } => {
                 let proven = self.slots.get(&watch.incarnation).and_then(|slot| slot.proven_by);
                 if proven == Some(watch.since) {
@@ -312,6 +352,7 @@ impl Reconciler {
         }
         self.begin_operations(now, &mut actions);
         self.report(now, &mut actions);
+        self.report_captured(now, &mut actions);
         actions
     }
 
@@ -322,6 +363,7 @@ impl Reconciler {
             if slot.operation.is_none() && slot.not_before > now {
                 wake = wake.min(slot.not_before);
             }
+            wake = wake.min(slot.capturing.wake(now));
             if let Ownership::NeverWanted { since } = slot.ownership
                 && slot.operation.is_none()
                 && self.wanted.as_ref().is_some_and(|w| !w.contains_key(&incarnation.sandbox_id))
@@ -329,10 +371,9 @@ impl Reconciler {
                 wake = wake.min((since + ORPHAN_GRACE).max(now + BACKOFF_FIRST));
             }
         }
-        for said in self.said.values() {
-            if let Some(at) = said.at {
-                wake = wake.min((at + REPORT_AGAIN_AFTER).max(now + BACKOFF_FIRST));
-            }
+        let said_at = self.said.values().filter_map(|said| said.at);
+        for at in said_at.chain(self.said_captured.values().map(|(_, at)| *at)) {
+            wake = wake.min((at + REPORT_AGAIN_AFTER).max(now + BACKOFF_FIRST));
         }
         wake
     }
@@ -370,6 +411,8 @@ impl Reconciler {
                 | Phase::Pausing
                 | Phase::Paused
                 | Phase::Resuming
+                | Phase::Archiving
+                | Phase::Archived
                 | Phase::Lost => {}
             }
         }
@@ -387,6 +430,7 @@ impl Reconciler {
                 false => Slot::fresh(Container::Absent, Ownership::Wanted, now),
             });
             slot.adopt_wish(assignment);
+            slot.capturing.adopt(assignment.capture.as_ref(), now);
             self.said.entry(assignment.sandbox_id).or_insert_with(|| Said::as_recorded(assignment));
         }
         self.wanted = Some(wanted);
@@ -436,6 +480,8 @@ impl Reconciler {
                         slot.launch_since = None;
                         actions.push(Action::Watch(Watch { incarnation, since: operation_id }));
                     }
+                    // It completes as `Captured`.
+                    Kind::Capture => {}
                     Kind::Stop => {
                         slot.container = Container::Stopped;
                         // A stop amid a launch is part of trying again, and counts on.
@@ -566,7 +612,12 @@ impl Reconciler {
             .collect();
         // What frees the host goes first; then who has waited longest.
         due.sort_by_key(|(kind, since, incarnation)| {
-            (!matches!(kind, Kind::Remove | Kind::Stop | Kind::SetEgress), *since, *incarnation)
+            let turn = match kind {
+                Kind::Remove | Kind::Stop | Kind::SetEgress => 0,
+                Kind::Provide | Kind::Create | Kind::Start | Kind::Adopt | Kind::Pause | Kind::Resume => 1,
+                Kind::Capture => 2,
+            };
+            (turn, *since, *incarnation)
         });
         // Fetching takes long and keeps nobody's turn but that of others who fetch.
         let providing = self.slots.values().filter_map(|slot| slot.operation.as_ref());
@@ -578,6 +629,9 @@ impl Reconciler {
                 Kind::Provide => providing += 1,
                 _ if others >= self.operations_max => continue,
                 _ => {}
+            }
+            if kind == Kind::Capture && !self.may_capture() {
+                continue;
             }
             self.begin(kind, incarnation, now, actions);
         }
@@ -594,6 +648,10 @@ impl Reconciler {
             // Without an assignment the goal is Gone, and nothing is created or started for it.
             (Kind::Provide | Kind::Create | Kind::Start | Kind::SetEgress, None) => return,
             (Kind::SetEgress, Some(spec)) => Operation::SetEgress(spec),
+            (Kind::Capture, _) => match slot.capturing.begin(slot.container) {
+                Some(operation) => operation,
+                None => return,
+            },
             (Kind::Adopt, _) => Operation::Adopt,
             (Kind::Pause, _) => Operation::Pause,
             (Kind::Resume, _) => Operation::Resume,
@@ -607,6 +665,7 @@ impl Reconciler {
             Kind::Pause | Kind::Resume | Kind::SetEgress => now + CHANGE_DEADLINE,
             Kind::Stop => now + STOP_DEADLINE,
             Kind::Remove => now + REMOVE_DEADLINE,
+            Kind::Capture => now + CAPTURE_DEADLINE,
         };
         let operation_id = OperationId(self.next_operation_id);
         self.next_operation_id += 1;
@@ -623,10 +682,16 @@ impl Reconciler {
             .slots
             .iter()
             .filter(|(incarnation, slot)| {
+                let goal = self.goal(**incarnation, slot);
                 let running = slot.operation.as_ref().filter(|running| !running.cancelled);
-                running
-                    .is_some_and(|running| matches!(running.kind, Kind::Provide | Kind::Start | Kind::Adopt))
-                    && !matches!(self.goal(**incarnation, slot), Goal::Serving | Goal::Frozen)
+                running.is_some_and(|running| match running.kind {
+                    Kind::Provide | Kind::Start | Kind::Adopt => {
+                        !matches!(goal, Goal::Serving | Goal::Frozen)
+                    }
+                    // Whoever waits for the disk waits on; the user's wish for the sandbox itself comes first.
+                    Kind::Capture => !capturing::fits(slot.container, goal),
+                    _ => false,
+                })
             })
             .map(|(incarnation, _)| *incarnation)
             .collect();
@@ -643,9 +708,9 @@ impl Reconciler {
     fn next_kind(&self, incarnation: Incarnation, slot: &Slot) -> Option<Kind> {
         let kind = match (slot.container, self.goal(incarnation, slot)) {
             (_, Goal::AsIs) => return None,
-            (Container::Absent, Goal::Gone | Goal::Down | Goal::Frozen) => return None,
-            (Container::Stopped, Goal::Down | Goal::Frozen) => return None,
-            (_, Goal::Gone) => Kind::Remove,
+            (Container::Absent, Goal::Gone | Goal::Stored | Goal::Down | Goal::Frozen) => return None,
+            (Container::Stopped, Goal::Down | Goal::Frozen) => slot.capturing.due()?,
+            (_, Goal::Gone | Goal::Stored) => Kind::Remove,
             (Container::Absent, Goal::Serving) if slot.image == ImageHere::Missing => Kind::Provide,
             (Container::Absent, Goal::Serving) => Kind::Create,
             (Container::Uncertain, Goal::Serving | Goal::Frozen | Goal::Down) => Kind::Stop,
@@ -654,7 +719,9 @@ impl Reconciler {
             {
                 Kind::SetEgress
             }
-            (Container::Serving, Goal::Serving) | (Container::Frozen, Goal::Frozen) => return None,
+            (Container::Serving, Goal::Serving) | (Container::Frozen, Goal::Frozen) => {
+                slot.capturing.due()?
+            }
             (Container::Stopped, Goal::Serving) => Kind::Start,
             (Container::Unproven, Goal::Serving) => Kind::Adopt,
             (Container::Frozen | Container::HalfFrozen, Goal::Serving) => Kind::Resume,
@@ -684,6 +751,9 @@ impl Reconciler {
         match assignment.desired {
             Desired::Deleted => Goal::Gone,
             Desired::Stopped => Goal::Down,
+            // The disk stays until the record says that there is a checkpoint of it.
+            Desired::Archived if assignment.capture.is_some() => Goal::Down,
+            Desired::Archived => Goal::Stored,
             Desired::Running if slot.failed_at(assignment.desired_version).is_some() => Goal::Down,
             Desired::Running => Goal::Serving,
             Desired::Paused if slot.failed_at(assignment.desired_version).is_some() => Goal::AsIs,
@@ -737,7 +807,7 @@ impl Reconciler {
                 }
                 // The record says already that it is being deleted.
                 Desired::Deleted => continue,
-                Desired::Running | Desired::Stopped | Desired::Paused => {
+                Desired::Running | Desired::Stopped | Desired::Paused | Desired::Archived => {
                     ReportKind::Phase(self.phase_of(assignment))
                 }
             };
@@ -781,6 +851,10 @@ impl Reconciler {
             }
             (Desired::Paused, _) => Phase::Pausing,
             (Desired::Stopped, Container::Absent | Container::Stopped) if !busy => Phase::Stopped,
+            (Desired::Archived, Container::Absent) if !busy && assignment.capture.is_none() => {
+                Phase::Archived
+            }
+            (Desired::Archived, _) => Phase::Archiving,
             (Desired::Stopped | Desired::Deleted, _) => Phase::Stopping,
         }
     }
@@ -823,6 +897,7 @@ impl Slot {
             ownership,
             egress: None,
             image: ImageHere::Unknown,
+            capturing: Capturing::default(),
             found: None,
         }
     }
@@ -849,8 +924,10 @@ impl Slot {
             | Phase::Paused
             | Phase::Resuming
             | Phase::Lost => slot.fail(Some(assignment.desired_version), GONE),
+            // Its disk is a checkpoint by now, or the capture will fail, which is said by itself.
+            Phase::Archiving | Phase::Archived => {}
             // A start that was wished later than the create: there was a disk, and an empty one must not take its place.
-            Phase::Starting if assignment.desired_version > 1 => {
+            Phase::Starting if assignment.desired_version > assignment.made_by_version => {
                 slot.fail(Some(assignment.desired_version), GONE)
             }
             Phase::Failed { reason } => slot.fail(Some(assignment.desired_version), reason),
@@ -884,14 +961,19 @@ impl Slot {
                 | Phase::Stopped
                 | Phase::Pausing
                 | Phase::Paused
+                | Phase::Archiving
+                | Phase::Archived
                 | Phase::Lost => {}
             }
         }
     }
 
-    /// An operation changes its container: what is known of it holds no longer.
+    /// An operation changes its container: what is known of it holds no longer. Who dials a sandbox that is frozen for a
+    /// capture waits a little.
     fn is_moving(&self) -> bool {
-        self.operation.as_ref().is_some_and(|running| running.kind != Kind::SetEgress)
+        self.operation
+            .as_ref()
+            .is_some_and(|running| !matches!(running.kind, Kind::SetEgress | Kind::Capture))
     }
 
     /// `None`: nobody wishes it to run, so its end is no failure.
@@ -912,7 +994,7 @@ impl Slot {
             Kind::Provide | Kind::Adopt | Kind::Pause | Kind::Resume | Kind::SetEgress | Kind::Stop => {
                 self.attempts >= ATTEMPTS_MAX
             }
-            Kind::Remove => false,
+            Kind::Remove | Kind::Capture => false,
         };
         // The first reason stands: what fails while cleaning up after it explains nothing.
         if given_up && self.failure.is_none() {
@@ -931,6 +1013,9 @@ impl Slot {
             Kind::Adopt => Container::Unproven,
             Kind::Pause | Kind::Resume => Container::HalfFrozen,
             Kind::SetEgress => self.container,
+            // It was frozen and may still be; unless it has ended meanwhile.
+            Kind::Capture if self.container == Container::Serving => Container::HalfFrozen,
+            Kind::Capture => self.container,
         }
     }
 }

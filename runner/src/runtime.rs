@@ -8,7 +8,7 @@ use atoll_api::sandbox::{Egress, SandboxSpec};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::image::{Digest, Image};
+use crate::image::{Digest, Image, Kept};
 use crate::mount_dir::MountDir;
 
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -88,6 +88,17 @@ pub trait Runtime: Send + Sync + 'static {
     /// What differs from its image, as an uncompressed OCI layer. The sandbox must be stopped or paused; a `NotRunning`
     /// is never said, a `Spec` is when it runs. An error in the middle is an error of the reader.
     async fn commit(&self, incarnation: Incarnation) -> Result<LayerTar, RuntimeError>;
+    /// What the sandbox was made from, and what [`Runtime::commit`] differs from.
+    async fn base(&self, incarnation: Incarnation) -> Result<Image, RuntimeError>;
+    /// The disk as an image that the runtime's own engine keeps, called `name` there; `None` when it has no such engine, and
+    /// [`Runtime::commit`] is the way. The sandbox must be stopped or paused.
+    async fn commit_image(
+        &self,
+        _incarnation: Incarnation,
+        _name: &str,
+    ) -> Result<Option<Kept>, RuntimeError> {
+        Ok(None)
+    }
     /// Replaces what the sandbox may reach. Holds for running ones at once, and for later starts.
     async fn set_egress(&self, incarnation: Incarnation, egress: &Egress) -> Result<(), RuntimeError>;
     /// SIGTERM, `grace_ms`, SIGKILL. Also ends a paused one. Keeps the disk. Fine if it is stopped already.

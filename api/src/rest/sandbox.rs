@@ -48,7 +48,17 @@ pub struct Sandbox {
     pub error_reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recoverable: Option<bool>,
+    /// `None`, `InProgress` while it is being archived, `Completed` when it is.
     pub backup_state: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_created_at: Option<Timestamp>,
+    /// Of an archived sandbox: how many nodes hold its disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_copies: Option<u32>,
+    /// The sandbox that it is a fork of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub parent_id: Option<SandboxId>,
     /// Minutes; 0: never.
     pub auto_stop_interval: u32,
     /// Minutes; 0: never.
@@ -135,6 +145,9 @@ impl From<Sandbox> for SandboxListItem {
             error_reason,
             recoverable,
             backup_state,
+            backup_created_at: _,
+            backup_copies: _,
+            parent_id: _,
             auto_stop_interval,
             auto_pause_interval,
             auto_archive_interval,
@@ -205,6 +218,11 @@ pub enum SandboxState {
     Pausing,
     Paused,
     Resuming,
+    Snapshotting,
+    Forking,
+    Archiving,
+    Archived,
+    Restoring,
 }
 
 /// Whether a sandbox has run before.
@@ -212,6 +230,10 @@ pub enum SandboxState {
 pub enum Start {
     First,
     Again,
+    /// Its disk is still that of another sandbox.
+    OfFork,
+    /// After it was archived.
+    FromArchive,
 }
 
 impl SandboxState {
@@ -222,9 +244,11 @@ impl SandboxState {
         let on_the_way_up = match start {
             Start::First => Creating,
             Start::Again => Starting,
+            Start::OfFork => Forking,
+            Start::FromArchive => Restoring,
         };
         match (desired, phase) {
-            (Desired::Deleted, Phase::Stopped) => Destroyed,
+            (Desired::Deleted, Phase::Stopped | Phase::Archived) => Destroyed,
             (Desired::Deleted, _) => Destroying,
             (_, Phase::Failed { .. } | Phase::Lost) => Error,
             (Desired::Running | Desired::Stopped, Phase::Stopping) => Stopping,
@@ -232,6 +256,9 @@ impl SandboxState {
             (Desired::Running, Phase::Running) => Started,
             (Desired::Running, Phase::Stopped) => Starting,
             (Desired::Running, Phase::Pausing | Phase::Paused | Phase::Resuming) => Resuming,
+            (Desired::Archived, Phase::Archived) => Archived,
+            (Desired::Archived, _) => Archiving,
+            (Desired::Running, Phase::Archiving | Phase::Archived) => Restoring,
             (Desired::Stopped, Phase::Stopped) => Stopped,
             (
                 Desired::Stopped,
@@ -240,7 +267,9 @@ impl SandboxState {
                 | Phase::Running
                 | Phase::Pausing
                 | Phase::Paused
-                | Phase::Resuming,
+                | Phase::Resuming
+                | Phase::Archiving
+                | Phase::Archived,
             ) => Stopping,
             (Desired::Paused, Phase::Paused) => Paused,
             // What is not running any more has nothing left to pause; its owner is about to say so.
@@ -252,7 +281,9 @@ impl SandboxState {
                 | Phase::Pausing
                 | Phase::Resuming
                 | Phase::Stopping
-                | Phase::Stopped,
+                | Phase::Stopped
+                | Phase::Archiving
+                | Phase::Archived,
             ) => Pausing,
         }
     }
@@ -270,6 +301,11 @@ impl SandboxState {
             SandboxState::Pausing => "pausing",
             SandboxState::Paused => "paused",
             SandboxState::Resuming => "resuming",
+            SandboxState::Snapshotting => "snapshotting",
+            SandboxState::Forking => "forking",
+            SandboxState::Archiving => "archiving",
+            SandboxState::Archived => "archived",
+            SandboxState::Restoring => "restoring",
         }
     }
 
@@ -307,6 +343,7 @@ pub enum SandboxDesiredState {
     Stopped,
     Destroyed,
     Paused,
+    Archived,
 }
 
 impl From<Desired> for SandboxDesiredState {
@@ -316,6 +353,7 @@ impl From<Desired> for SandboxDesiredState {
             Desired::Stopped => SandboxDesiredState::Stopped,
             Desired::Deleted => SandboxDesiredState::Destroyed,
             Desired::Paused => SandboxDesiredState::Paused,
+            Desired::Archived => SandboxDesiredState::Archived,
         }
     }
 }
@@ -440,6 +478,24 @@ pub struct UpdateSandboxNetworkSettings {
     pub domain_allow_list: Option<String>,
 }
 
+/// The disk of a sandbox becomes a snapshot of this name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CreateSandboxSnapshot {
+    pub name: String,
+    /// Not supported: a snapshot holds files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub include_memory: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ForkSandbox {
+    /// Unique within the organization; the fork's id when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
 /// Both the body and the answer of a change of labels: the whole set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SandboxLabels {
@@ -502,18 +558,20 @@ mod tests {
     fn every_wish_and_phase_has_a_public_state() {
         use SandboxState::*;
         let failed = Phase::Failed { reason: "x".into() };
-        // phase, then desired Running (first start, again), Stopped, Paused, Deleted.
-        for (phase, first, again, stopped, paused, deleted) in [
-            (Phase::Pending, Creating, Starting, Stopping, Pausing, Destroying),
-            (Phase::Starting, Creating, Starting, Stopping, Pausing, Destroying),
-            (Phase::Running, Started, Started, Stopping, Pausing, Destroying),
-            (Phase::Stopping, Stopping, Stopping, Stopping, Pausing, Destroying),
-            (Phase::Stopped, Starting, Starting, Stopped, Pausing, Destroyed),
-            (failed, Error, Error, Error, Error, Destroying),
-            (Phase::Lost, Error, Error, Error, Error, Destroying),
-            (Phase::Pausing, Resuming, Resuming, Stopping, Pausing, Destroying),
-            (Phase::Paused, Resuming, Resuming, Stopping, Paused, Destroying),
-            (Phase::Resuming, Resuming, Resuming, Stopping, Pausing, Destroying),
+        // phase, then desired Running (first start, again), Stopped, Paused, Archived, Deleted.
+        for (phase, first, again, stopped, paused, archived, deleted) in [
+            (Phase::Pending, Creating, Starting, Stopping, Pausing, Archiving, Destroying),
+            (Phase::Starting, Creating, Starting, Stopping, Pausing, Archiving, Destroying),
+            (Phase::Running, Started, Started, Stopping, Pausing, Archiving, Destroying),
+            (Phase::Stopping, Stopping, Stopping, Stopping, Pausing, Archiving, Destroying),
+            (Phase::Stopped, Starting, Starting, Stopped, Pausing, Archiving, Destroyed),
+            (failed, Error, Error, Error, Error, Error, Destroying),
+            (Phase::Lost, Error, Error, Error, Error, Error, Destroying),
+            (Phase::Pausing, Resuming, Resuming, Stopping, Pausing, Archiving, Destroying),
+            (Phase::Paused, Resuming, Resuming, Stopping, Paused, Archiving, Destroying),
+            (Phase::Resuming, Resuming, Resuming, Stopping, Pausing, Archiving, Destroying),
+            (Phase::Archiving, Restoring, Restoring, Stopping, Pausing, Archiving, Destroying),
+            (Phase::Archived, Restoring, Restoring, Stopping, Pausing, Archived, Destroyed),
         ] {
             let of = |desired, start| SandboxState::of(desired, &phase, start);
             assert_eq!(of(Desired::Running, Start::First), first, "{phase:?}");
@@ -521,8 +579,18 @@ mod tests {
             for start in [Start::First, Start::Again] {
                 assert_eq!(of(Desired::Stopped, start), stopped, "{phase:?}");
                 assert_eq!(of(Desired::Paused, start), paused, "{phase:?}");
+                assert_eq!(of(Desired::Archived, start), archived, "{phase:?}");
                 assert_eq!(of(Desired::Deleted, start), deleted, "{phase:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_start_from_another_disk_says_which() {
+        for phase in [Phase::Pending, Phase::Starting] {
+            let of = |start| SandboxState::of(Desired::Running, &phase, start);
+            assert_eq!(of(Start::OfFork), SandboxState::Forking);
+            assert_eq!(of(Start::FromArchive), SandboxState::Restoring);
         }
     }
 
@@ -530,8 +598,22 @@ mod tests {
     fn a_state_is_written_by_its_public_name() {
         use SandboxState::*;
         for state in [
-            Creating, Starting, Started, Stopping, Stopped, Error, Destroying, Destroyed, Pausing, Paused,
+            Creating,
+            Starting,
+            Started,
+            Stopping,
+            Stopped,
+            Error,
+            Destroying,
+            Destroyed,
+            Pausing,
+            Paused,
             Resuming,
+            Snapshotting,
+            Forking,
+            Archiving,
+            Archived,
+            Restoring,
         ] {
             assert_eq!(serde_json::to_value(state).unwrap(), state.name());
             assert!(SandboxState::NAMES.contains(&state.name()));

@@ -8,6 +8,7 @@ use atoll_api::tokens::TokenHash;
 use serde::{Deserialize, Serialize};
 
 mod apply;
+mod capture;
 mod index;
 mod invariants;
 mod query;
@@ -16,6 +17,7 @@ mod query;
 pub(crate) mod tests;
 
 pub use apply::{PREVIEW_TOKENS_PER_SANDBOX_MAX, REPEAT_WINDOW_MS};
+pub use capture::{CAPTURES_MAX, CaptureOutcome, CapturePurpose, Checkpoint, Disk, SnapshotTaken};
 pub use index::NodeUsage;
 pub use query::{Cursor, Page, SandboxFilter};
 
@@ -111,6 +113,26 @@ pub struct SandboxRecord {
     /// Counts changes of `desired`, so that a report of an earlier wish is told from one of the newest.
     #[serde(default)]
     pub desired_version: u64,
+    #[serde(default)]
+    pub disk: Disk,
+    /// It is a fork of this one, which may be gone by now.
+    #[serde(default)]
+    pub parent: Option<SandboxId>,
+    /// What its disk is still to be taken for, by the number of the capture.
+    #[serde(default)]
+    pub captures: BTreeMap<u64, CapturePurpose>,
+    /// Captures that were asked for, ever.
+    #[serde(default)]
+    pub captures_asked: u64,
+    /// The last snapshot that was to be made of it, once that has ended.
+    #[serde(default)]
+    pub snapshot_taken: Option<SnapshotTaken>,
+    /// Why it was not archived when that was last wished.
+    #[serde(default)]
+    pub archive_failure: Option<String>,
+    /// The wish by which its disk was last made again from a checkpoint; 0: never.
+    #[serde(default)]
+    pub restored_version: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,7 +193,9 @@ pub enum RegionCommand {
     /// A new wish is under way at once: the phase becomes Starting or Stopping, unless nobody has started the sandbox
     /// (Pending) or nobody knows of it (Lost). The same wish again is a new one only when the last came to nothing
     /// (`Running` of what has failed or stopped by itself). `Deleted` is final: it frees the name and revokes the tokens
-    /// at once. `Stopped` of an ephemeral sandbox (`auto_delete_minutes` 0) is `Deleted`. `Paused` is only for what runs.
+    /// at once, and the record of an archived sandbox goes at once, as nobody owns it. `Stopped` of an ephemeral sandbox
+    /// (`auto_delete_minutes` 0) is `Deleted`. `Paused` is only for what runs, `Archived` only for what has stopped and is
+    /// not ephemeral. What is archived comes back by `RestoreSandbox` and not by a wish.
     /// A proposer that repeats a delete reads `NotFound` as done.
     SetDesired {
         sandbox_id: SandboxId,
@@ -238,6 +262,41 @@ pub enum RegionCommand {
         sandbox_id: SandboxId,
         port: u16,
         token_hash: TokenHash,
+    },
+    /// A new sandbox whose disk is that of another one at this moment. It stays Pending, and nobody makes it, until the
+    /// other one's owner has taken the disk. Applied again as `CreateSandbox` is.
+    ForkSandbox {
+        parent: SandboxId,
+        sandbox_id: SandboxId,
+        sandbox: Box<NewSandbox>,
+        now_ms: u64,
+    },
+    /// The owner shall take the disk for a snapshot. Only of a sandbox that is at rest in its wish: Running, Paused or
+    /// Stopped. Applied again while the snapshot `id` is under way or was the last one.
+    SnapshotSandbox {
+        sandbox_id: SandboxId,
+        id: uuid::Uuid,
+        name: String,
+        now_ms: u64,
+    },
+    /// The owner has taken the disk, or cannot: this answers all captures up to `number`. A fork gets its disk or fails;
+    /// an archive gets its checkpoint, or the sandbox is wished Stopped again, as it was.
+    ReportCapture {
+        sandbox_id: SandboxId,
+        placement: Placement,
+        number: u64,
+        outcome: CaptureOutcome,
+        /// Snapshots that were not made although the disk was taken, and why.
+        #[serde(default)]
+        refused: BTreeMap<uuid::Uuid, String>,
+        now_ms: u64,
+    },
+    /// An archived sandbox is made again from its checkpoint, on any node with room. Accepted only with the record's
+    /// generation + 1. The wish becomes Running and the phase Pending.
+    RestoreSandbox {
+        sandbox_id: SandboxId,
+        placement: Placement,
+        now_ms: u64,
     },
     /// Drops tokens and tombstones that expired before `now_ms`; proposed by the leader on its tick.
     ExpireTokens {
@@ -309,6 +368,21 @@ pub enum RegionRejection {
     /// It is on its way from one phase to another.
     #[error("sandbox state change in progress")]
     InTransition,
+    /// Only what has stopped can be archived.
+    #[error("the sandbox must be stopped first")]
+    NotStopped,
+    /// It lives until it stops, so there is nothing to archive.
+    #[error("an ephemeral sandbox cannot be archived")]
+    Ephemeral,
+    #[error("the sandbox is archived")]
+    Archived,
+    #[error("the sandbox is not archived")]
+    NotArchived,
+    /// It failed before there was one, or its owner is Down.
+    #[error("the sandbox has no disk that could be copied now")]
+    NoDisk,
+    #[error("the sandbox's disk is being copied for {0} others already")]
+    TooManyCaptures(u64),
     /// Another sandbox or port has this token.
     #[error("the token is taken")]
     TokenTaken,

@@ -93,6 +93,11 @@ impl ControlPlane {
             | Verb::ExpirePreview { sandbox, .. }
             | Verb::IssueSsh { sandbox, .. }
             | Verb::RevokeSsh { sandbox, .. }
+            | Verb::Snapshot { sandbox, .. }
+            | Verb::Fork { sandbox, .. }
+            | Verb::Forks { sandbox }
+            | Verb::Ancestors { sandbox }
+            | Verb::Archive { sandbox }
             | Verb::Touch { sandbox } => match sandbox.clone() {
                 SandboxReference::Id(id) => {
                     let region = self.region_by_ordinal(id.region()).ok_or_else(|| not_found(&id))?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use atoll_api::access::{Caller, Credential, Target, authorize};
 use atoll_api::egress::Change;
-use atoll_api::ids::{RegionName, RequestId, SandboxId};
+use atoll_api::ids::{NodeId, RegionName, RequestId, SandboxId};
 use atoll_api::rest::SandboxState;
 use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
@@ -138,6 +138,11 @@ impl RegionVerbs {
             }
             Verb::ValidateSsh { token } => self.validate_ssh(caller, &token).await,
             Verb::Touch { sandbox } => self.touch(caller, sandbox).await,
+            Verb::Snapshot { sandbox, name } => self.snapshot_of(caller, &sandbox, name).await,
+            Verb::Fork { sandbox, name } => self.fork(caller, &sandbox, name).await,
+            Verb::Forks { sandbox } => self.forks(caller, &sandbox).await,
+            Verb::Ancestors { sandbox } => self.ancestors(caller, &sandbox).await,
+            Verb::Archive { sandbox } => self.archive(caller, &sandbox).await,
             Verb::ListSnapshots
             | Verb::GetSnapshot { .. }
             | Verb::ClusterStatus
@@ -170,7 +175,18 @@ impl RegionVerbs {
             node_id: self.peers.me(),
             spec,
         };
-        self.place_new(sandbox_id, new).await?;
+        let resources = new.spec.resources;
+        self.place(resources, self.peers.me(), |node_id| RegionCommand::CreateSandbox {
+            sandbox_id,
+            sandbox: Box::new(NewSandbox { node_id, ..new.clone() }),
+            now_ms: now_ms(),
+        })
+        .await?;
+        self.made(sandbox_id).await
+    }
+
+    /// Waits for a new sandbox to run or fail.
+    pub(super) async fn made(&self, sandbox_id: SandboxId) -> Result<VerbAnswer, VerbError> {
         let view = self.settled(sandbox_id, SETTLE_DEADLINE, |record| {
             matches!(record.phase, Phase::Running | Phase::Failed { .. })
         });
@@ -181,13 +197,19 @@ impl RegionVerbs {
         Ok(answer(view))
     }
 
-    /// Proposes placements until one is accepted. The log judges; this only looks again when it said no.
-    async fn place_new(&self, sandbox_id: SandboxId, mut new: NewSandbox) -> Result<(), VerbError> {
+    /// Proposes placements until one is accepted, `near` being better than others. The log judges; this only looks again
+    /// when it said no.
+    pub(super) async fn place(
+        &self,
+        resources: Resources,
+        near: NodeId,
+        command: impl Fn(NodeId) -> RegionCommand,
+    ) -> Result<(), VerbError> {
         let mut refused = BTreeSet::new();
         for _ in 0..PLACE_ATTEMPTS_MAX {
             let request = PlaceRequest {
-                resources: new.spec.resources,
-                asking_node_id: self.peers.me(),
+                resources,
+                asking_node_id: near,
                 refused_by: &refused,
                 random: rand::random(),
             };
@@ -196,17 +218,14 @@ impl RegionVerbs {
                 .cluster
                 .read(|cluster| self.group.read(|region| place(cluster, region, &loads, &request)))
                 .map_err(|why_not| VerbError::NoRoom(why_not.to_string()))?;
-            new.node_id = node_id;
-            let command =
-                RegionCommand::CreateSandbox { sandbox_id, sandbox: Box::new(new.clone()), now_ms: now_ms() };
-            match self.group.propose(command).await.map_err(unavailable)? {
+            match self.group.propose(command(node_id)).await.map_err(unavailable)? {
                 RegionOutcome::Applied => return Ok(()),
                 RegionOutcome::Rejected(
                     rejection @ (RegionRejection::NodeNotReady
                     | RegionRejection::NoRoom
                     | RegionRejection::NodeUnknown),
                 ) => {
-                    warn!(%sandbox_id, %node_id, %rejection, "placement refused, looking again");
+                    warn!(%node_id, %rejection, "placement refused, looking again");
                     refused.insert(node_id);
                 }
                 RegionOutcome::Rejected(rejection) => return Err(rejected(rejection)),
@@ -224,7 +243,9 @@ impl RegionVerbs {
                 retry_after_s: 5,
             });
         }
-        if !(view.record.phase == Phase::Running && view.record.desired == Desired::Running) {
+        if view.record.desired == Desired::Archived {
+            self.restore(&view).await?;
+        } else if !(view.record.phase == Phase::Running && view.record.desired == Desired::Running) {
             self.wish(view.sandbox_id, Desired::Running).await?;
         }
         let settled = self
@@ -275,13 +296,13 @@ impl RegionVerbs {
     }
 
     async fn delete(&self, caller: &Caller, sandbox: SandboxReference) -> Result<VerbAnswer, VerbError> {
-        let view = self.found_to_change(caller, &sandbox).await?;
+        let view = self.found_without_forks(caller, &sandbox).await?;
         self.wish(view.sandbox_id, Desired::Deleted).await?;
         info!(sandbox_id = %view.sandbox_id, "deleted");
         Ok(answer(deleted(view)))
     }
 
-    async fn wish(&self, sandbox_id: SandboxId, desired: Desired) -> Result<(), VerbError> {
+    pub(super) async fn wish(&self, sandbox_id: SandboxId, desired: Desired) -> Result<(), VerbError> {
         self.propose(RegionCommand::SetDesired { sandbox_id, desired, now_ms: now_ms() }).await
     }
 
@@ -411,7 +432,11 @@ impl RegionVerbs {
         look().ok_or_else(|| VerbError::NotFound(format!("Snapshot {name} not found")))
     }
 
-    async fn found(&self, caller: &Caller, sandbox: &SandboxReference) -> Result<SandboxView, VerbError> {
+    pub(super) async fn found(
+        &self,
+        caller: &Caller,
+        sandbox: &SandboxReference,
+    ) -> Result<SandboxView, VerbError> {
         self.linearize().await?;
         self.find(caller, sandbox)
     }
@@ -431,7 +456,7 @@ impl RegionVerbs {
         self.found(caller, sandbox).await
     }
 
-    fn find(&self, caller: &Caller, sandbox: &SandboxReference) -> Result<SandboxView, VerbError> {
+    pub(super) fn find(&self, caller: &Caller, sandbox: &SandboxReference) -> Result<SandboxView, VerbError> {
         self.group
             .read(|state| {
                 let sandbox_id = match sandbox {
@@ -447,7 +472,7 @@ impl RegionVerbs {
     }
 
     /// Waits in the local replica, which shows what this node has proposed; on the deadline the sandbox is answered as it is by then. `None`: it is gone.
-    async fn settled(
+    pub(super) async fn settled(
         &self,
         sandbox_id: SandboxId,
         deadline: Duration,
@@ -485,7 +510,7 @@ impl RegionVerbs {
         }
     }
 
-    fn view(&self, sandbox_id: SandboxId, record: &SandboxRecord) -> SandboxView {
+    pub(super) fn view(&self, sandbox_id: SandboxId, record: &SandboxRecord) -> SandboxView {
         SandboxView {
             sandbox_id,
             region: self.region.clone(),
@@ -494,7 +519,7 @@ impl RegionVerbs {
         }
     }
 
-    async fn propose(&self, command: RegionCommand) -> Result<(), VerbError> {
+    pub(super) async fn propose(&self, command: RegionCommand) -> Result<(), VerbError> {
         match self.group.propose(command).await.map_err(unavailable)? {
             RegionOutcome::Applied => Ok(()),
             RegionOutcome::Rejected(rejection) => Err(rejected(rejection)),
@@ -549,7 +574,7 @@ fn deleted(mut view: SandboxView) -> SandboxView {
     view
 }
 
-fn answer(view: SandboxView) -> VerbAnswer {
+pub(super) fn answer(view: SandboxView) -> VerbAnswer {
     VerbAnswer::Sandbox(Box::new(view))
 }
 
@@ -575,8 +600,14 @@ fn rejected(rejection: RegionRejection) -> VerbError {
         RegionRejection::NameTaken(_) | RegionRejection::Deleting | RegionRejection::TooManyTokens(_) => {
             VerbError::Conflict(message)
         }
-        RegionRejection::NotRunning => VerbError::BadRequest(message),
-        RegionRejection::InTransition => VerbError::Conflict(message),
+        RegionRejection::NotRunning
+        | RegionRejection::NotStopped
+        | RegionRejection::Ephemeral
+        | RegionRejection::Archived
+        | RegionRejection::NoDisk => VerbError::BadRequest(message),
+        RegionRejection::InTransition
+        | RegionRejection::NotArchived
+        | RegionRejection::TooManyCaptures(_) => VerbError::Conflict(message),
         RegionRejection::NoRoom | RegionRejection::NodeNotReady => VerbError::NoRoom(message),
         other => VerbError::Internal(other.to_string()),
     }

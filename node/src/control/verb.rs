@@ -136,6 +136,28 @@ pub enum Verb {
     Touch {
         sandbox: SandboxReference,
     },
+    /// Its disk becomes a snapshot in the catalogue. Answers `Sandbox`, as it is by then.
+    Snapshot {
+        sandbox: SandboxReference,
+        name: String,
+    },
+    /// A new sandbox with its disk. Answers the new `Sandbox`, running or failed, or still to get its disk.
+    Fork {
+        sandbox: SandboxReference,
+        name: Option<String>,
+    },
+    /// Each answers `Sandboxes`: those that were forked from it; the one that it was forked from and that one's own, nearest
+    /// first.
+    Forks {
+        sandbox: SandboxReference,
+    },
+    Ancestors {
+        sandbox: SandboxReference,
+    },
+    /// Answers `Sandbox`. Only of one that is stopped. `Start` brings it back.
+    Archive {
+        sandbox: SandboxReference,
+    },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +213,7 @@ pub enum IntervalChange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VerbAnswer {
     Sandbox(Box<SandboxView>),
+    Sandboxes(Vec<SandboxView>),
     Page(SandboxPage),
     PreviewToken { sandbox_id: SandboxId, port: u16, token: String },
     SignedPreview { sandbox_id: SandboxId, port: u16, token: String },

@@ -112,11 +112,11 @@ fn refuse_unsupported(asked: &Asked) -> Result<(), ApiError> {
 }
 
 /// Some clients send empty texts for what they leave out.
-fn given(text: Option<String>) -> Option<String> {
+pub(super) fn given(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }
 
-fn sandbox_name(name: String) -> Result<String, ApiError> {
+pub(super) fn sandbox_name(name: String) -> Result<String, ApiError> {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let ok = name.len() <= NAME_CHARS_MAX
         && name.chars().all(inner)

@@ -2,9 +2,9 @@
 
 use atoll_api::ids::{Generation, RegionName};
 use atoll_api::rest::{Sandbox, SandboxState, SnapshotDto, SnapshotState, Start, Timestamp};
-use atoll_api::sandbox::Phase;
+use atoll_api::sandbox::{Desired, Phase};
 use atoll_consensus::state::cluster::SnapshotRecord;
-use atoll_consensus::state::region::SandboxRecord;
+use atoll_consensus::state::region::{Disk, SandboxRecord};
 use http::HeaderValue;
 
 use super::door::Door;
@@ -22,12 +22,41 @@ const SANDBOX_CLASS: &str = "container";
 pub fn public_state(record: &SandboxRecord) -> SandboxState {
     // The wish is still the first one, that of the create, and it has not moved.
     let untouched = record.desired_version <= 1 && record.placement.generation == Generation::FIRST;
-    SandboxState::of(record.desired, &record.phase, if untouched { Start::First } else { Start::Again })
+    let start = if record.is_disk_awaited() {
+        Start::OfFork
+    } else if record.restored_version == record.desired_version {
+        Start::FromArchive
+    } else if untouched {
+        Start::First
+    } else {
+        Start::Again
+    };
+    match SandboxState::of(record.desired, &record.phase, start) {
+        SandboxState::Started | SandboxState::Stopped | SandboxState::Paused
+            if record.is_being_snapshotted() =>
+        {
+            SandboxState::Snapshotting
+        }
+        state => state,
+    }
+}
+
+/// How far its archive is, since when, and how many nodes hold it.
+fn backup(record: &SandboxRecord) -> (&'static str, Option<Timestamp>, Option<u32>) {
+    match (record.desired, &record.disk) {
+        (Desired::Archived, Disk::Checkpoint(checkpoint)) if !record.is_archive_awaited() => {
+            let copies = u32::try_from(checkpoint.holders.len()).unwrap_or(u32::MAX);
+            ("Completed", Some(Timestamp(checkpoint.taken_at_ms)), Some(copies))
+        }
+        (Desired::Archived, _) => ("InProgress", None, None),
+        _ => ("None", None, None),
+    }
 }
 
 pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
     let SandboxView { sandbox_id, region, record, last_activity_at_ms } = view;
     let state = public_state(&record);
+    let (backup_state, backup_created_at, backup_copies) = backup(&record);
     let (error_reason, recoverable) = match &record.phase {
         _ if state != SandboxState::Error => (None, None),
         Phase::Lost => (
@@ -62,7 +91,10 @@ pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
         desired_state: record.desired.into(),
         error_reason,
         recoverable,
-        backup_state: "None".to_owned(),
+        backup_state: backup_state.to_owned(),
+        backup_created_at,
+        backup_copies,
+        parent_id: record.parent,
         auto_stop_interval: record.auto_stop_minutes,
         auto_pause_interval: record.auto_pause_minutes,
         auto_archive_interval: record.auto_archive_minutes,

@@ -450,7 +450,7 @@ pub(super) async fn validate_ssh(
     }))
 }
 
-async fn change(visitor: &Visitor, verb: Verb) -> Result<Json<Sandbox>, ApiError> {
+pub(super) async fn change(visitor: &Visitor, verb: Verb) -> Result<Json<Sandbox>, ApiError> {
     Ok(Json(present::sandbox(view(visitor, verb).await?, &visitor.door)))
 }
 

@@ -15,7 +15,7 @@ use atoll_consensus::state::cluster::{
     ApiKeyRecord, ClusterState, NodeAddresses, NodeCapacity, NodeRecord, OrganizationRecord, RegionRecord,
     SnapshotRecord,
 };
-use atoll_consensus::state::region::{NodeHealth, SandboxRecord};
+use atoll_consensus::state::region::{CapturePurpose, Checkpoint, Disk, NodeHealth, SandboxRecord};
 use atoll_mesh::dial::{Directory, DirectoryError};
 use atoll_runner::store::{Store, StoreConfig};
 use axum::Router;
@@ -86,7 +86,23 @@ fn view() -> SandboxView {
             created_at_ms: NOW_MS,
             updated_at_ms: NOW_MS + 1,
             desired_version: 1,
+            disk: Disk::Image,
+            parent: None,
+            captures: BTreeMap::new(),
+            captures_asked: 0,
+            snapshot_taken: None,
+            archive_failure: None,
+            restored_version: 0,
         },
+    }
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint {
+        image: "atoll.internal/o/s@sha256:1".into(),
+        bytes: 5,
+        taken_at_ms: NOW_MS + 7,
+        holders: [NodeId(5), NodeId(6)].into(),
     }
 }
 
@@ -151,6 +167,19 @@ fn healthy(verb: &Verb) -> Result<VerbAnswer, VerbError> {
         }),
         Verb::SetLabels { labels, .. } => sandbox(&|record| record.labels = labels.clone()),
         Verb::SetPublic { public, .. } => sandbox(&|record| record.public = *public),
+        Verb::Archive { .. } => sandbox(&|record| {
+            (record.desired, record.phase) = (Desired::Archived, Phase::Archived);
+            record.disk = Disk::Checkpoint(checkpoint());
+        }),
+        Verb::Fork { name, .. } => sandbox(&|record| {
+            record.name = name.clone().unwrap_or_else(|| NAME.to_owned());
+            record.parent = Some(sandbox_id());
+        }),
+        Verb::Snapshot { .. } => sandbox(&|record| {
+            let purpose = CapturePurpose::Snapshot { id: uuid::Uuid::nil(), name: "s".into() };
+            record.captures.insert(1, purpose);
+        }),
+        Verb::Forks { .. } | Verb::Ancestors { .. } => Ok(VerbAnswer::Sandboxes(vec![view()])),
         Verb::Create(_)
         | Verb::Get { .. }
         | Verb::Start { .. }
@@ -434,6 +463,18 @@ async fn every_route_asks_its_verb_and_answers_in_the_documented_shape() {
         ("POST", format!("/api/sandbox/{NAME}/pause"), Value::Null, 200, Some(Verb::Pause { sandbox: named() }), "Sandbox"),
         ("POST", format!("/api/sandbox/{NAME}/network-settings"), json!({"networkBlockAll": false, "networkAllowList": "10.0.0.0/8", "domainAllowList": null}), 200,
             Some(Verb::SetEgress { sandbox: named(), block_all: Some(false), networks: Some("10.0.0.0/8".into()), domains: None }), "Sandbox"),
+        ("POST", format!("/api/sandbox/{NAME}/snapshot"), json!({"name": "s"}), 200,
+            Some(Verb::Snapshot { sandbox: named(), name: "s".into() }), "Sandbox"),
+        ("POST", format!("/api/sandbox/{NAME}/snapshot"), json!({"name": "s:1", "includeMemory": false}), 200,
+            Some(Verb::Snapshot { sandbox: named(), name: "s:1".into() }), "Sandbox"),
+        ("POST", format!("/api/sandbox/{NAME}/fork"), json!({"name": "f"}), 200, Some(Verb::Fork { sandbox: named(), name: Some("f".into()) }), "Sandbox"),
+        ("POST", format!("/api/sandbox/{NAME}/fork"), json!({}), 200, Some(Verb::Fork { sandbox: named(), name: None }), "Sandbox"),
+        ("POST", format!("/api/sandbox/{NAME}/fork"), Value::Null, 200, Some(Verb::Fork { sandbox: named(), name: None }), "Sandbox"),
+        ("GET", format!("/api/sandbox/{NAME}/forks?includeDestroyed=true"), Value::Null, 200, Some(Verb::Forks { sandbox: named() }), "List[Sandbox]"),
+        ("GET", format!("/api/sandbox/{NAME}/parent"), Value::Null, 200, Some(Verb::Ancestors { sandbox: named() }), "Sandbox"),
+        ("GET", format!("/api/sandbox/{NAME}/ancestors"), Value::Null, 200, Some(Verb::Ancestors { sandbox: named() }), "List[Sandbox]"),
+        ("POST", format!("/api/sandbox/{NAME}/archive"), Value::Null, 200, Some(Verb::Archive { sandbox: named() }), "Sandbox"),
+        ("POST", format!("/api/sandbox/{NAME}/backup"), Value::Null, 200, Some(Verb::Get { sandbox: named() }), "Sandbox"),
         ("PUT", format!("/api/sandbox/{NAME}/labels"), json!({"labels": {"x": "y"}}), 200,
             Some(Verb::SetLabels { sandbox: named(), labels: [("x".into(), "y".into())].into() }), "SandboxLabels"),
         ("POST", format!("/api/sandbox/{NAME}/public/true"), Value::Null, 200, Some(Verb::SetPublic { sandbox: named(), public: true }), "Sandbox"),
@@ -703,6 +744,10 @@ async fn malformed_input_is_refused_before_control_hears_of_it() {
         ("POST", "/api/sandbox", r#"{"public":"yes"}"#, "public"),
         ("POST", "/api/sandbox", r#"{"kvm":true}"#, "kvm"),
         ("POST", "/api/sandbox", "{\"name\":\"\u{0}\"}", "JSON"),
+        ("POST", "/api/sandbox/box/snapshot", "{}", "name"),
+        ("POST", "/api/sandbox/box/snapshot", r#"{"name":"a b"}"#, "name"),
+        ("POST", "/api/sandbox/box/snapshot", r#"{"name":"s","includeMemory":true}"#, "includeMemory"),
+        ("POST", "/api/sandbox/box/fork", r#"{"name":"a/b"}"#, "name"),
         ("PUT", "/api/sandbox/box/labels", "{}", "labels"),
         ("PUT", "/api/sandbox/box/labels", r#"{"labels":{"":"x"}}"#, "labels"),
         ("GET", "/api/sandbox?limit=0", "", "limit"),
@@ -850,6 +895,53 @@ async fn a_sandbox_is_shown_as_it_is() {
         "toolboxProxyUrl": "http://127.0.0.1:9100/toolbox",
     });
     assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn a_sandbox_without_a_parent_has_none_to_show() {
+    let world = World::new().answering(|_| Ok(VerbAnswer::Sandboxes(vec![])));
+
+    refused(&world.ask("GET", "/api/sandbox/box/parent", Value::Null).await, 404, "NOT_FOUND");
+    assert_eq!(world.ask("GET", "/api/sandbox/box/forks", Value::Null).await.body, json!([]));
+}
+
+#[tokio::test]
+async fn an_archive_says_how_many_nodes_hold_it() {
+    let body = World::new().ask("POST", "/api/sandbox/box/archive", Value::Null).await.body;
+
+    assert_eq!((&body["state"], &body["desiredState"]), (&json!("archived"), &json!("archived")));
+    assert_eq!((&body["backupState"], &body["backupCopies"]), (&json!("Completed"), &json!(2)));
+    assert_eq!(body["backupCreatedAt"], "2023-11-14T22:13:20.007Z");
+}
+
+#[test]
+fn what_happens_to_a_disk_shows_in_the_state() {
+    let state = |change: &dyn Fn(&mut SandboxRecord)| {
+        let mut record = view().record;
+        change(&mut record);
+        public_state(&record)
+    };
+    let snapshot = || CapturePurpose::Snapshot { id: uuid::Uuid::nil(), name: "s".into() };
+    let asked = |record: &mut SandboxRecord| drop(record.captures.insert(1, snapshot()));
+
+    assert_eq!(state(&asked), SandboxState::Snapshotting);
+    let stopping = |record: &mut SandboxRecord| {
+        asked(record);
+        (record.desired, record.phase) = (Desired::Stopped, Phase::Stopping);
+    };
+    assert_eq!(state(&stopping), SandboxState::Stopping, "what the user waits for comes first");
+    let fork = |record: &mut SandboxRecord| (record.disk, record.phase) = (Disk::Awaited, Phase::Pending);
+    assert_eq!(state(&fork), SandboxState::Forking);
+    let restored = |record: &mut SandboxRecord| {
+        record.phase = Phase::Starting;
+        (record.desired_version, record.restored_version) = (5, 5);
+    };
+    assert_eq!(state(&restored), SandboxState::Restoring);
+    let again = |record: &mut SandboxRecord| {
+        restored(record);
+        record.desired_version = 7;
+    };
+    assert_eq!(state(&again), SandboxState::Starting);
 }
 
 #[test]

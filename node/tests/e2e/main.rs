@@ -2,6 +2,7 @@
 //! and each runtime gets the same trials but for those that name what only one can do.
 
 mod api;
+mod disks;
 mod doors;
 mod isolation;
 mod membership;
@@ -27,7 +28,7 @@ fn rules(runtime: Runtime) -> Vec<Rule> {
         .concat();
     match runtime {
         // Images are the node's, whatever runs its sandboxes.
-        Runtime::Embedded => [&both[..], registry::RULES].concat(),
+        Runtime::Embedded => [&both[..], disks::RULES, registry::RULES].concat(),
         Runtime::Docker => both,
     }
 }

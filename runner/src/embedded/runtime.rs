@@ -312,6 +312,10 @@ impl Runtime for EmbeddedRuntime {
         blocking(move || home.write_layer(&sandbox)).await
     }
 
+    async fn base(&self, incarnation: Incarnation) -> Result<Image, RuntimeError> {
+        Ok(self.sandbox(incarnation).await?.record().image)
+    }
+
     async fn set_egress(&self, incarnation: Incarnation, egress: &Egress) -> Result<(), RuntimeError> {
         let sandbox = self.sandbox(incarnation).await?;
         let _one = sandbox.verb.lock().await;

@@ -5,6 +5,7 @@ use atoll_api::sandbox::Resources;
 
 use super::*;
 
+mod capturing;
 mod pausing;
 mod providing;
 mod reaching;
@@ -77,6 +78,8 @@ impl World {
             desired,
             desired_version,
             phase,
+            made_by_version: 1,
+            capture: None,
         };
         self.wanted.insert(sandbox(number), assignment);
         self.tell()
@@ -142,7 +145,7 @@ impl World {
             match action {
                 Action::Begin { incarnation, operation, .. } => {
                     let name = format!("{operation:?}");
-                    let name = name.split('(').next().unwrap().to_owned();
+                    let name = name.split(['(', ' ']).next().unwrap().to_owned();
                     words.push(format!("{name} g{}", incarnation.generation));
                 }
                 Action::Cancel { .. } => words.push("Cancel".into()),

@@ -13,7 +13,7 @@ use atoll_api::wire::{decode, encode};
 use rustix::fs::{SeekFrom, seek};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::image::{Digest, Image};
+use crate::image::{Digest, Image, Kept};
 use crate::mount_dir::MountDir;
 use crate::remote::layer::RemoteLayer;
 use crate::remote::wire::{Call, Reply, Request, runtime_error};
@@ -173,6 +173,8 @@ fn deadline(call: &Call) -> Option<Duration> {
         // Unpacks whole layers.
         Call::Import { .. } => 3600,
         Call::Stop { grace_ms, .. } => 120 + grace_ms.div_ceil(1000),
+        // Its engine may have much to read.
+        Call::CommitImage { .. } => 600,
         Call::Teardown => 300,
         _ => 120,
     };
@@ -267,6 +269,21 @@ impl Runtime for RemoteRuntime {
                 Ok(Box::new(layer.map_err(|error| RuntimeError::Host(format!("take the layer: {error}")))?))
             }
             (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    async fn base(&self, incarnation: Incarnation) -> Result<Image, RuntimeError> {
+        match self.call(Call::Base { which: incarnation.into() }).await?.reply {
+            Reply::Base { image } => Ok(*image),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn commit_image(&self, incarnation: Incarnation, name: &str) -> Result<Option<Kept>, RuntimeError> {
+        let call = Call::CommitImage { which: incarnation.into(), name: name.to_owned() };
+        match self.call(call).await?.reply {
+            Reply::Kept { image } => Ok(image),
+            other => Err(unexpected(&other)),
         }
     }
 

@@ -197,6 +197,10 @@ impl Server {
             Call::Pause { which } => done(runtime.pause(which.into()).await),
             Call::Resume { which } => done(runtime.resume(which.into()).await),
             Call::Commit { which } => return Ok(Given::Layer(runtime.commit(which.into()).await?)),
+            Call::Base { which } => Ok(Reply::Base { image: Box::new(runtime.base(which.into()).await?) }),
+            Call::CommitImage { which, name } => {
+                Ok(Reply::Kept { image: runtime.commit_image(which.into(), &name).await? })
+            }
             Call::SetEgress { which, egress } => done(runtime.set_egress(which.into(), &egress).await),
             Call::Stop { which, grace_ms } => done(runtime.stop(which.into(), grace_ms).await),
             Call::Remove { which } => done(runtime.remove(which.into()).await),
@@ -248,6 +252,8 @@ fn changed(call: &Call) -> Option<Incarnation> {
         | Call::MissingBlobs { .. }
         | Call::Import { .. }
         | Call::Commit { .. }
+        | Call::Base { .. }
+        | Call::CommitImage { .. }
         | Call::List
         | Call::Wait { .. }
         | Call::Dial { .. }

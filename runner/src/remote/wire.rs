@@ -7,7 +7,7 @@ use atoll_api::ids::{Generation, SandboxId};
 use atoll_api::sandbox::{Egress, SandboxSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::image::{Digest, Image};
+use crate::image::{Digest, Image, Kept};
 use crate::runtime::{Exit, Finding, Found, FoundState, Incarnation, RuntimeError};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,6 +49,13 @@ pub(super) enum Call {
     Commit {
         which: Which,
     },
+    Base {
+        which: Which,
+    },
+    CommitImage {
+        which: Which,
+        name: String,
+    },
     SetEgress {
         which: Which,
         egress: Egress,
@@ -87,6 +94,12 @@ pub(super) enum Reply {
     },
     Findings {
         findings: Vec<Said>,
+    },
+    Base {
+        image: Box<Image>,
+    },
+    Kept {
+        image: Option<Kept>,
     },
     /// With the connected socket.
     Connected,
@@ -220,6 +233,8 @@ impl Call {
             Call::Pause { .. } => "pause",
             Call::Resume { .. } => "resume",
             Call::Commit { .. } => "commit",
+            Call::Base { .. } => "base",
+            Call::CommitImage { .. } => "commit_image",
             Call::SetEgress { .. } => "set_egress",
             Call::Stop { .. } => "stop",
             Call::Remove { .. } => "remove",

@@ -14,14 +14,15 @@ use tokio::sync::Semaphore;
 
 use super::access::{Credentials, Registries};
 use super::blobs::{BlobWriter, Blobs};
+use super::commit::ConfigChange;
 use super::layout::{Layout, read_small};
 use super::manifest::{self, Manifest, Parsed};
 use super::names::{Named, Names, Origin};
 use super::reference::{Reference, Version};
 use super::registry::{Place, RegistryClient};
 use super::{BLOB_BYTES_MAX, CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX, StoreError};
-use crate::image::{Digest, Image, ImageSource};
-use crate::runtime::RuntimeError;
+use crate::image::{Digest, Image, ImageSource, Kept};
+use crate::runtime::{LayerTar, RuntimeError};
 
 /// At once, all images together.
 const DOWNLOADS_MAX: usize = 6;
@@ -444,5 +445,21 @@ impl ImageSource for Store {
     async fn open(&self, blob: &Digest) -> Result<File, RuntimeError> {
         let (place, bytes) = self.0.place_of(blob).unzip();
         Ok(self.fetch(*blob, bytes, place, &Progress::default()).await?.0)
+    }
+
+    async fn read_layer(&self, layer: LayerTar) -> Result<BlobWriter, RuntimeError> {
+        let mut writer = self.writer()?;
+        writer.copy_from(layer).await?;
+        Ok(writer)
+    }
+
+    async fn keep(&self, base: &Image, layer: BlobWriter, name: &str) -> Result<Kept, RuntimeError> {
+        let name: Reference = name.parse()?;
+        let layer = self.finish_layer(layer).await?;
+        let (digest, _) =
+            self.commit_image(Some(base), std::slice::from_ref(&layer), ConfigChange::Keep).await?;
+        let pinned = name.pinned(digest);
+        self.set_name(&pinned, digest, Origin::Given)?;
+        Ok(Kept { reference: pinned.to_string(), bytes: layer.blob_bytes })
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use atoll_api::access::Target;
 use atoll_api::ids::Generation;
 use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
-use atoll_runner::fake::{FakeDaemon, FakeRuntime, FakeVerb, Fault};
+use atoll_runner::fake::{FakeDaemon, FakeLayer, FakeRuntime, FakeVerb, Fault};
+use atoll_runner::store::{ConfigChange, Registries, Store, StoreConfig};
 use atoll_runner::{Exit, ReportKind, RunnerConfig, RunnerDialError, RuntimeError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -256,6 +257,98 @@ async fn a_paused_sandbox_stays_so_over_a_restart_of_the_runner_and_goes_on_when
 
     second.runner.dial(sandbox(1), Generation(1), Target::Daemon).await.unwrap();
     assert_eq!((fake.calls(FakeVerb::Start), fake.calls(FakeVerb::Resume)), (1, 1));
+}
+
+/// A store with an image of one empty layer in it, and its name.
+async fn store_with_image(folder: &Folder) -> (Store, String) {
+    let (dir, seeds, registries) = (folder.path().join("store"), Vec::new(), Registries::default());
+    let store = Store::open(StoreConfig { dir, seeds, registries }).unwrap();
+    let mut layer = store.writer().unwrap();
+    layer.write(&[0; 1024]).await.unwrap();
+    let layer = store.finish_layer(layer).await.unwrap();
+    let (digest, _) = store.commit_image(None, &[layer], ConfigChange::Keep).await.unwrap();
+    (store, digest.to_string())
+}
+
+#[tokio::test]
+async fn a_running_sandboxs_disk_becomes_an_image_and_the_sandbox_goes_on() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let (store, image) = store_with_image(&folder).await;
+    let runtime = through(Arc::new(fake.clone()), &folder);
+    let mut world = World::start_with(folder.config(DAEMON), runtime, Arc::new(store.clone())).await.unwrap();
+    let mut written = vec![7; 512];
+    written.resize(4096, 0);
+    fake.set_layer(FakeLayer::Whole(written.into()));
+    world.place(1, spec(&image));
+    world.until_running(1).await;
+
+    world.wants_capture(1, 1);
+    let kept = world.until_captured(1).await.unwrap();
+
+    assert!(!fake.is_paused(incarnation(1, 1)));
+    assert_eq!(kept.bytes, 4096);
+    assert!(kept.reference.starts_with("atoll.internal/o/s@sha256:"), "{}", kept.reference);
+    let image = store.resolve(&kept.reference).await.unwrap();
+    assert_eq!(image.layers.len(), 2, "the image it was made from, and what it has written");
+    world.runner.dial(sandbox(1), Generation(1), Target::Daemon).await.unwrap();
+}
+
+#[tokio::test]
+async fn whatever_breaks_off_a_capture_the_sandbox_is_not_left_frozen() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let (store, image) = store_with_image(&folder).await;
+    let runtime = through(Arc::new(fake.clone()), &folder);
+    let mut first =
+        World::start_with(folder.config(DAEMON), runtime.clone(), Arc::new(store.clone())).await.unwrap();
+    first.place(1, spec(&image));
+    first.until_running(1).await;
+
+    // The layer breaks off, again and again.
+    fake.set_layer(FakeLayer::BreaksOff(vec![1; 100].into()));
+    first.wants_capture(1, 1);
+    let reason = first.until_captured(1).await.unwrap_err();
+    assert!(reason.contains("disk"), "{reason}");
+    eventually("it goes on", async || !fake.is_paused(incarnation(1, 1))).await;
+    first.until_running(1).await;
+
+    // The node's process dies while the sandbox is frozen.
+    fake.set_fault(FakeVerb::Commit, Some(Fault::Hang));
+    first.wants_capture(1, 2);
+    eventually("it is frozen", async || fake.is_paused(incarnation(1, 1))).await;
+    first.runner.shutdown().await;
+    fake.set_fault(FakeVerb::Commit, None);
+    fake.set_layer(FakeLayer::default());
+    let mut second = World::start_with(folder.config(DAEMON), runtime, Arc::new(store)).await.unwrap();
+    second.place_as(1, 1, spec(&image), Desired::Running, Phase::Running);
+    second.wants_capture(1, 2);
+    second.until_captured(1).await.unwrap();
+
+    assert!(!fake.is_paused(incarnation(1, 1)));
+    assert_eq!(fake.calls(FakeVerb::Start), 1, "it was never started anew");
+}
+
+#[tokio::test]
+async fn an_archived_sandbox_is_removed_once_its_checkpoint_is_recorded() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let (store, image) = store_with_image(&folder).await;
+    let runtime = through(Arc::new(fake.clone()), &folder);
+    let mut world = World::start_with(folder.config(DAEMON), runtime, Arc::new(store)).await.unwrap();
+    world.place(1, spec(&image));
+    world.until_running(1).await;
+    world.wish(1, Desired::Stopped);
+    world.until_stopped(1).await;
+
+    let assignment = world.wanted.get_mut(&1).unwrap();
+    (assignment.desired, assignment.phase) = (Desired::Archived, Phase::Archiving);
+    assignment.desired_version += 1;
+    world.wants_capture(1, 1);
+    world.until_captured(1).await.unwrap();
+    assert_eq!(fake.existing(), [incarnation(1, 1)]);
+    world.wanted.get_mut(&1).unwrap().capture = None;
+    world.tell();
+    world.until(1, |kind| *kind == ReportKind::Phase(Phase::Archived)).await;
+
+    assert_eq!((fake.existing(), folder.sandbox_folders()), (vec![], 0));
 }
 
 #[tokio::test]

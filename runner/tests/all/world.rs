@@ -9,8 +9,8 @@ use std::time::Duration;
 use atoll_api::ids::{Generation, RegionOrdinal, SandboxId};
 use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_runner::{
-    Assignment, EngineImages, ImageSource, Incarnation, Report, ReportKind, Runner, RunnerConfig,
-    RunnerHandle, Runtime, RuntimeError,
+    Assignment, CaptureWish, EngineImages, ImageSource, Incarnation, Kept, Report, ReportKind, Runner,
+    RunnerConfig, RunnerHandle, Runtime, RuntimeError,
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -80,6 +80,8 @@ impl World {
             desired,
             desired_version: 1,
             phase,
+            made_by_version: 1,
+            capture: None,
         };
         self.wanted.insert(number, assignment);
         self.tell();
@@ -160,6 +162,19 @@ impl World {
         self.until(number, |kind| *kind == ReportKind::Deleted).await;
         self.wanted.remove(&number);
         self.tell();
+    }
+
+    pub fn wants_capture(&mut self, number: u8, capture: u64) {
+        let wish = CaptureWish { number: capture, name: "atoll.internal/o/s".into() };
+        self.wanted.get_mut(&number).unwrap().capture = Some(wish);
+        self.tell();
+    }
+
+    pub async fn until_captured(&mut self, number: u8) -> Result<Kept, String> {
+        match self.until(number, |kind| matches!(kind, ReportKind::Captured { .. })).await {
+            ReportKind::Captured { result, .. } => result,
+            other => unreachable!("{other:?}"),
+        }
     }
 
     fn record(&mut self, report: &Report) -> Option<u64> {

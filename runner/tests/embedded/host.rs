@@ -15,7 +15,8 @@ use atoll_api::ids::{Generation, NodeId};
 use atoll_runner::embedded::network::{Layout, NetworkConfig};
 use atoll_runner::embedded::{EmbeddedConfig, EmbeddedRuntime};
 use atoll_runner::image::{Compression, Digest, Image, ImageConfig, ImageSource, Layer};
-use atoll_runner::{RunnerHandle, RuntimeError};
+use atoll_runner::store::BlobWriter;
+use atoll_runner::{EngineImages, Kept, LayerTar, RunnerHandle, RuntimeError};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -332,5 +333,13 @@ impl ImageSource for Busybox {
         let images = self.images.lock().unwrap();
         let (_, path) = images.values().find(|(image, _)| image.layers[0].blob == *blob).unwrap();
         File::open(path).map_err(|error| RuntimeError::Host(error.to_string()))
+    }
+
+    async fn read_layer(&self, layer: LayerTar) -> Result<BlobWriter, RuntimeError> {
+        EngineImages.read_layer(layer).await
+    }
+
+    async fn keep(&self, base: &Image, layer: BlobWriter, name: &str) -> Result<Kept, RuntimeError> {
+        EngineImages.keep(base, layer, name).await
     }
 }

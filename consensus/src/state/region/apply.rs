@@ -1,14 +1,17 @@
 //! Judges each command against the region's state. Total (no input makes it panic), deterministic, and every command may
 //! be said twice. It makes no policy: a proposal that does not fit is rejected, and the proposer looks again.
 
+use std::collections::BTreeMap;
+
 use atoll_api::ids::{Generation, NodeId, RegionOrdinal, SandboxId};
 use atoll_api::sandbox::{Desired, Phase, Placement, Resources, SandboxSpec};
 use atoll_api::tokens::TokenHash;
 
+use super::capture::CaptureReport;
 use super::index::{Expiring, NodeUsage};
 use super::{
-    Intervals, NewSandbox, NodeHealth, PreviewTokenRecord, RegionCommand, RegionNode, RegionOutcome,
-    RegionRejection, RegionState, SandboxRecord, SshTokenRecord,
+    CapturePurpose, Disk, Intervals, NewSandbox, NodeHealth, PreviewTokenRecord, RegionCommand, RegionNode,
+    RegionOutcome, RegionRejection, RegionState, SandboxRecord, SshTokenRecord,
 };
 
 /// How long after its creation a sandbox's id is remembered although it is gone. Longer than any proposer repeats a
@@ -18,7 +21,7 @@ pub const REPEAT_WINDOW_MS: u64 = 120_000;
 /// Signed preview links of one sandbox that may be valid at a time: users issue them, so their number has a bound.
 pub const PREVIEW_TOKENS_PER_SANDBOX_MAX: usize = 1_000;
 
-type Judged = Result<(), RegionRejection>;
+pub(super) type Judged = Result<(), RegionRejection>;
 
 impl RegionState {
     pub fn apply(&mut self, command: RegionCommand) -> RegionOutcome {
@@ -62,6 +65,19 @@ impl RegionState {
             }
             RevokePreviewToken { sandbox_id, port, token_hash } => {
                 self.revoke_preview_token(sandbox_id, port, token_hash)
+            }
+            ForkSandbox { parent, sandbox_id, sandbox, now_ms } => {
+                self.fork_sandbox(parent, sandbox_id, *sandbox, now_ms)
+            }
+            SnapshotSandbox { sandbox_id, id, name, now_ms } => {
+                self.snapshot_sandbox(sandbox_id, id, name, now_ms)
+            }
+            ReportCapture { sandbox_id, placement, number, outcome, refused, now_ms } => {
+                let report = CaptureReport { number, outcome, refused };
+                self.report_capture(sandbox_id, placement, report, now_ms)
+            }
+            RestoreSandbox { sandbox_id, placement, now_ms } => {
+                self.restore_sandbox(sandbox_id, placement, now_ms)
             }
             ExpireTokens { now_ms } => self.expire_tokens(now_ms),
         };
@@ -110,21 +126,29 @@ impl RegionState {
     }
 
     fn lose_sandboxes(&mut self, node_id: NodeId, now_ms: u64) {
-        let sandbox_ids = self.index.by_node.get(&node_id).map(|on_node| &on_node.sandbox_ids);
-        for sandbox_id in sandbox_ids.into_iter().flatten() {
-            let Some(record) = self.sandboxes.get_mut(sandbox_id) else { continue };
+        let sandbox_ids: Vec<SandboxId> =
+            self.assignments(node_id).map(|(sandbox_id, _)| sandbox_id).collect();
+        for sandbox_id in sandbox_ids {
+            self.fail_captures(sandbox_id, "the sandbox's node cannot be reached", now_ms);
+            let Some(record) = self.sandboxes.get(&sandbox_id) else { continue };
             match record.phase {
+                // All that the owner had left to do was to remove its copy. It does when it is back.
+                Phase::Archiving if !record.is_archive_awaited() => self.revise(sandbox_id, |record| {
+                    record.phase = Phase::Archived;
+                    record.touch(now_ms);
+                }),
                 Phase::Starting
                 | Phase::Running
                 | Phase::Stopping
                 | Phase::Stopped
                 | Phase::Pausing
                 | Phase::Paused
-                | Phase::Resuming => {
+                | Phase::Resuming
+                | Phase::Archiving => self.revise(sandbox_id, |record| {
                     record.phase = Phase::Lost;
                     record.touch(now_ms);
-                }
-                Phase::Pending | Phase::Failed { .. } | Phase::Lost => {}
+                }),
+                Phase::Pending | Phase::Failed { .. } | Phase::Lost | Phase::Archived => {}
             }
         }
     }
@@ -146,15 +170,17 @@ impl RegionState {
         Ok(())
     }
 
-    fn create_sandbox(&mut self, sandbox_id: SandboxId, sandbox: NewSandbox, now_ms: u64) -> Judged {
+    pub(super) fn create_sandbox(
+        &mut self,
+        sandbox_id: SandboxId,
+        sandbox: NewSandbox,
+        now_ms: u64,
+    ) -> Judged {
         if self.ordinal != Some(sandbox_id.region()) {
             return Err(RegionRejection::WrongRegion);
         }
         if let Some(record) = self.sandboxes.get(&sandbox_id) {
-            let said_again = record.organization_id == sandbox.organization_id
-                && record.name == sandbox.name
-                && is_same_but_egress(&record.spec, &sandbox.spec)
-                && record.preview_token_hash == sandbox.preview_token_hash;
+            let said_again = record.parent.is_none() && record.is_made_of(&sandbox);
             return if said_again { Ok(()) } else { Err(RegionRejection::IdTaken) };
         }
         if self.tombstones.contains_key(&sandbox_id) {
@@ -194,6 +220,13 @@ impl RegionState {
             created_at_ms: now_ms,
             updated_at_ms: now_ms,
             desired_version: 1,
+            disk: Disk::Image,
+            parent: None,
+            captures: BTreeMap::new(),
+            captures_asked: 0,
+            snapshot_taken: None,
+            archive_failure: None,
+            restored_version: 0,
         };
         self.index.add_sandbox(sandbox_id, &record);
         self.sandboxes.insert(sandbox_id, record);
@@ -208,6 +241,12 @@ impl RegionState {
         }
         if placement.generation.0.checked_sub(1) != Some(current.0) {
             return Err(RegionRejection::StaleGeneration { current });
+        }
+        if record.desired == Desired::Archived {
+            return Err(RegionRejection::Archived);
+        }
+        if record.will_have_no_disk() {
+            return Err(RegionRejection::NoDisk);
         }
         let owner = self.nodes.get(&record.placement.node_id);
         let owner_is_down = owner.is_none_or(|node| node.health == NodeHealth::Down);
@@ -239,17 +278,25 @@ impl RegionState {
         if record.desired == desired && !came_to_nothing(desired, &record.phase) {
             return Ok(());
         }
+        if desired == Desired::Deleted {
+            self.doom(sandbox_id, now_ms);
+            return Ok(());
+        }
+        if record.desired == Desired::Archived {
+            let archived = record.is_archived();
+            return Err(if archived { RegionRejection::Archived } else { RegionRejection::InTransition });
+        }
+        if record.will_have_no_disk() {
+            return Err(RegionRejection::NoDisk);
+        }
         match desired {
-            Desired::Deleted => {
-                self.doom(sandbox_id, now_ms);
-                return Ok(());
-            }
             Desired::Running => {
                 let own = NodeUsage::of(record.spec.resources, record.desired);
                 self.judge_return(record.placement.node_id, record.spec.resources, own)?;
             }
             Desired::Paused => judge_pause(record)?,
-            Desired::Stopped => {}
+            Desired::Archived => judge_archive(record)?,
+            Desired::Stopped | Desired::Deleted => {}
         }
         let under_way = under_way(desired, &record.phase);
         self.revise(sandbox_id, |record| {
@@ -257,6 +304,10 @@ impl RegionState {
             record.desired_version = record.desired_version.saturating_add(1);
             if !matches!(record.phase, Phase::Pending | Phase::Lost) {
                 record.phase = under_way;
+            }
+            if desired == Desired::Archived {
+                record.archive_failure = None;
+                record.ask_capture(CapturePurpose::Archive);
             }
             record.touch(now_ms);
         });
@@ -271,7 +322,7 @@ impl RegionState {
         phase: Phase,
         now_ms: u64,
     ) -> Judged {
-        let record = self.sandboxes.get_mut(&sandbox_id).ok_or(RegionRejection::NotFound)?;
+        let record = self.sandboxes.get(&sandbox_id).ok_or(RegionRejection::NotFound)?;
         if record.placement != placement {
             return Err(RegionRejection::StaleGeneration { current: record.placement.generation });
         }
@@ -281,8 +332,20 @@ impl RegionState {
         if record.desired_version != desired_version {
             return Err(RegionRejection::StaleReport);
         }
+        if record.is_archived() && phase == Phase::Archived {
+            return Ok(());
+        }
+        let is_archive_due = record.desired == Desired::Archived && !record.is_archive_awaited();
         match phase {
             Phase::Pending | Phase::Lost => return Err(RegionRejection::NotReportable),
+            // Nobody owns it, or nobody has its disk yet.
+            _ if record.is_archived() || record.is_disk_awaited() => {
+                return Err(RegionRejection::NotReportable);
+            }
+            Phase::Archived if !is_archive_due => return Err(RegionRejection::NotReportable),
+            Phase::Archiving if record.desired != Desired::Archived => {
+                return Err(RegionRejection::NotReportable);
+            }
             Phase::Starting
             | Phase::Running
             | Phase::Stopping
@@ -290,13 +353,18 @@ impl RegionState {
             | Phase::Pausing
             | Phase::Paused
             | Phase::Resuming
+            | Phase::Archiving
+            | Phase::Archived
             | Phase::Failed { .. } => {}
         }
+        let is_doomed = phase == Phase::Stopped && record.is_ephemeral();
         if record.phase != phase {
-            record.phase = phase;
-            record.touch(now_ms);
+            self.revise(sandbox_id, |record| {
+                record.phase = phase;
+                record.touch(now_ms);
+            });
         }
-        if record.phase == Phase::Stopped && record.is_ephemeral() {
+        if is_doomed {
             self.doom(sandbox_id, now_ms);
         }
         Ok(())
@@ -412,7 +480,7 @@ impl RegionState {
     }
 
     /// The record, if there is one and it is not to be deleted.
-    fn live_record(&self, sandbox_id: SandboxId) -> Result<&SandboxRecord, RegionRejection> {
+    pub(super) fn live_record(&self, sandbox_id: SandboxId) -> Result<&SandboxRecord, RegionRejection> {
         match self.sandboxes.get(&sandbox_id) {
             None => Err(RegionRejection::NotFound),
             Some(record) if record.desired == Desired::Deleted => Err(RegionRejection::Deleting),
@@ -421,7 +489,7 @@ impl RegionState {
     }
 
     /// May the node take a new sandbox that needs `wanted`?
-    fn judge_room(&self, node_id: NodeId, wanted: NodeUsage) -> Judged {
+    pub(super) fn judge_room(&self, node_id: NodeId, wanted: NodeUsage) -> Judged {
         self.judge_room_beside(node_id, wanted, NodeUsage::default())
     }
 
@@ -449,7 +517,7 @@ impl RegionState {
     }
 
     /// Changes what is indexed of a record.
-    fn revise(&mut self, sandbox_id: SandboxId, change: impl FnOnce(&mut SandboxRecord)) {
+    pub(super) fn revise(&mut self, sandbox_id: SandboxId, change: impl FnOnce(&mut SandboxRecord)) {
         if let Some(record) = self.sandboxes.get_mut(&sandbox_id) {
             self.index.drop_sandbox(sandbox_id, record);
             change(record);
@@ -457,8 +525,9 @@ impl RegionState {
         }
     }
 
-    /// From here on the sandbox is only its owner's task to remove it.
+    /// From here on the sandbox is only its owner's task to remove it; without an owner it goes at once.
     fn doom(&mut self, sandbox_id: SandboxId, now_ms: u64) {
+        self.fail_captures(sandbox_id, "the sandbox was deleted", now_ms);
         self.free_name(sandbox_id);
         self.drop_ssh_token_of(sandbox_id);
         for token_hash in self.index.preview_tokens.get(&sandbox_id).cloned().unwrap_or_default() {
@@ -467,8 +536,12 @@ impl RegionState {
         self.revise(sandbox_id, |record| {
             record.desired = Desired::Deleted;
             record.desired_version = record.desired_version.saturating_add(1);
+            record.captures.clear();
             record.touch(now_ms);
         });
+        if self.sandboxes.get(&sandbox_id).is_some_and(SandboxRecord::is_archived) {
+            self.forget_sandbox(sandbox_id);
+        }
     }
 
     fn free_name(&mut self, sandbox_id: SandboxId) {
@@ -519,6 +592,19 @@ impl SandboxRecord {
         self.auto_delete_minutes == 0
     }
 
+    /// Whether a create with these words would have made it.
+    pub(super) fn is_made_of(&self, sandbox: &NewSandbox) -> bool {
+        self.organization_id == sandbox.organization_id
+            && self.name == sandbox.name
+            && is_same_but_egress(&self.spec, &sandbox.spec)
+            && self.preview_token_hash == sandbox.preview_token_hash
+    }
+
+    /// It is a fork, and its parent's disk was not copied.
+    fn will_have_no_disk(&self) -> bool {
+        self.disk == Disk::Awaited && matches!(self.phase, Phase::Failed { .. })
+    }
+
     fn set_intervals(&mut self, intervals: Intervals) {
         let Intervals { auto_stop_minutes, auto_pause_minutes, auto_archive_minutes, auto_delete_minutes } =
             intervals;
@@ -529,7 +615,7 @@ impl SandboxRecord {
     }
 
     /// Proposers' clocks differ: the time of the last change never goes back.
-    fn touch(&mut self, now_ms: u64) {
+    pub(super) fn touch(&mut self, now_ms: u64) {
         self.updated_at_ms = self.updated_at_ms.max(now_ms);
     }
 }
@@ -551,7 +637,7 @@ fn came_to_nothing(desired: Desired, phase: &Phase) -> bool {
                 | Phase::Failed { .. }
         ),
         Desired::Paused => matches!(phase, Phase::Running),
-        Desired::Deleted => false,
+        Desired::Archived | Desired::Deleted => false,
     }
 }
 
@@ -561,6 +647,7 @@ fn under_way(desired: Desired, phase: &Phase) -> Phase {
         Desired::Running if matches!(phase, Phase::Pausing | Phase::Paused) => Phase::Resuming,
         Desired::Running => Phase::Starting,
         Desired::Paused => Phase::Pausing,
+        Desired::Archived => Phase::Archiving,
         Desired::Stopped | Desired::Deleted => Phase::Stopping,
     }
 }
@@ -568,12 +655,26 @@ fn under_way(desired: Desired, phase: &Phase) -> Phase {
 fn judge_pause(record: &SandboxRecord) -> Judged {
     match record.phase {
         Phase::Running => Ok(()),
-        Phase::Pending | Phase::Starting | Phase::Stopping | Phase::Pausing | Phase::Resuming => {
-            Err(RegionRejection::InTransition)
-        }
-        Phase::Stopped | Phase::Paused | Phase::Failed { .. } | Phase::Lost => {
+        Phase::Pending
+        | Phase::Starting
+        | Phase::Stopping
+        | Phase::Pausing
+        | Phase::Resuming
+        | Phase::Archiving => Err(RegionRejection::InTransition),
+        Phase::Stopped | Phase::Paused | Phase::Failed { .. } | Phase::Lost | Phase::Archived => {
             Err(RegionRejection::NotRunning)
         }
+    }
+}
+
+fn judge_archive(record: &SandboxRecord) -> Judged {
+    if record.is_ephemeral() {
+        return Err(RegionRejection::Ephemeral);
+    }
+    match (record.desired, &record.phase) {
+        (Desired::Stopped, Phase::Stopped) => Ok(()),
+        (_, Phase::Stopping) | (Desired::Stopped, Phase::Pending) => Err(RegionRejection::InTransition),
+        _ => Err(RegionRejection::NotStopped),
     }
 }
 

@@ -7,6 +7,7 @@ use atoll_api::ids::{NodeId, OrganizationId, SandboxId};
 use atoll_api::sandbox::{Desired, Resources};
 use atoll_api::tokens::TokenHash;
 
+use super::capture::Forks;
 use super::query::Cursor;
 use super::{PreviewTokenRecord, RegionState, SandboxRecord, SshTokenRecord};
 
@@ -31,9 +32,17 @@ impl NodeUsage {
             Desired::Running => {
                 NodeUsage { cpu: u64::from(cpu), memory_gib: u64::from(memory_gib), ..stopped }
             }
-            Desired::Stopped => stopped,
+            Desired::Stopped | Desired::Archived => stopped,
             Desired::Paused => NodeUsage { memory_gib: u64::from(memory_gib), ..stopped },
             Desired::Deleted => NodeUsage::default(),
+        }
+    }
+
+    /// What its own node keeps for a sandbox. One that is archived has no node.
+    pub fn by(record: &SandboxRecord) -> NodeUsage {
+        match record.is_archived() {
+            true => NodeUsage::default(),
+            false => NodeUsage::of(record.spec.resources, record.desired),
         }
     }
 
@@ -58,8 +67,9 @@ impl NodeUsage {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Index {
-    /// Nodes without a sandbox have no entry.
+    /// Nodes without a sandbox have no entry. What is archived is on none.
     pub(super) by_node: BTreeMap<NodeId, OnNode>,
+    pub(super) forks: Forks,
     pub(super) by_age: BTreeMap<OrganizationId, BTreeSet<Cursor>>,
     pub(super) ssh_tokens: BTreeMap<SandboxId, TokenHash>,
     pub(super) preview_tokens: BTreeMap<SandboxId, BTreeSet<TokenHash>>,
@@ -98,20 +108,35 @@ impl Index {
     }
 
     pub(super) fn add_sandbox(&mut self, sandbox_id: SandboxId, record: &SandboxRecord) {
-        let on_node = self.by_node.entry(record.placement.node_id).or_default();
-        on_node.sandbox_ids.insert(sandbox_id);
-        on_node.usage = on_node.usage.plus(NodeUsage::of(record.spec.resources, record.desired));
+        if !record.is_archived() {
+            let on_node = self.by_node.entry(record.placement.node_id).or_default();
+            on_node.sandbox_ids.insert(sandbox_id);
+            on_node.usage = on_node.usage.plus(NodeUsage::by(record));
+        }
+        if let Some(parent) = record.parent {
+            self.forks.entry(parent).or_default().insert(sandbox_id);
+        }
         self.by_age.entry(record.organization_id).or_default().insert(Cursor::of(sandbox_id, record));
     }
 
     /// `record` is as it was when it was added.
     pub(super) fn drop_sandbox(&mut self, sandbox_id: SandboxId, record: &SandboxRecord) {
         let node_id = record.placement.node_id;
-        if let Some(on_node) = self.by_node.get_mut(&node_id) {
+        if !record.is_archived()
+            && let Some(on_node) = self.by_node.get_mut(&node_id)
+        {
             on_node.sandbox_ids.remove(&sandbox_id);
-            on_node.usage = on_node.usage.minus(NodeUsage::of(record.spec.resources, record.desired));
+            on_node.usage = on_node.usage.minus(NodeUsage::by(record));
             if on_node.sandbox_ids.is_empty() {
                 self.by_node.remove(&node_id);
+            }
+        }
+        if let Some(parent) = record.parent
+            && let Some(forks) = self.forks.get_mut(&parent)
+        {
+            forks.remove(&sandbox_id);
+            if forks.is_empty() {
+                self.forks.remove(&parent);
             }
         }
         if let Some(ages) = self.by_age.get_mut(&record.organization_id) {

@@ -1,10 +1,11 @@
 //! What holds of a region's state after every command, whatever the commands were.
 
 use atoll_api::ids::Generation;
-use atoll_api::sandbox::Desired;
+use atoll_api::ids::SandboxId;
+use atoll_api::sandbox::{Desired, Phase};
 
-use super::RegionState;
 use super::index::Index;
+use super::{CapturePurpose, Disk, RegionState, SandboxRecord};
 
 impl RegionState {
     /// Panics with the broken rule. Costs a walk over everything: for tests and for checking an imported snapshot.
@@ -13,16 +14,17 @@ impl RegionState {
             assert_eq!(Some(sandbox_id.region()), self.ordinal, "{sandbox_id} belongs to the region");
             let node_id = record.placement.node_id;
             assert!(
-                self.nodes.contains_key(&node_id),
+                record.is_archived() || self.nodes.contains_key(&node_id),
                 "{sandbox_id} is placed on a known node, not {node_id}"
             );
+            check_disk(self, *sandbox_id, record);
             assert!(record.placement.generation >= Generation::FIRST, "{sandbox_id} has had an owner");
             assert!(record.desired_version >= 1, "{sandbox_id} was wished for");
             assert!(record.created_at_ms <= record.updated_at_ms, "{sandbox_id} changed after it was made");
             assert!(!self.tombstones.contains_key(sandbox_id), "{sandbox_id} is here, so not gone");
             let holder = self.names.get(&record.organization_id).and_then(|names| names.get(&record.name));
             match record.desired {
-                Desired::Running | Desired::Stopped | Desired::Paused => {
+                Desired::Running | Desired::Stopped | Desired::Paused | Desired::Archived => {
                     assert_eq!(holder, Some(sandbox_id), "{sandbox_id} holds its name {:?}", record.name);
                 }
                 Desired::Deleted => {
@@ -52,4 +54,32 @@ impl RegionState {
         }
         assert_eq!(self.index, Index::of(self), "the index follows from the records");
     }
+}
+
+fn check_disk(state: &RegionState, sandbox_id: SandboxId, record: &SandboxRecord) {
+    let has_checkpoint = matches!(record.disk, Disk::Checkpoint(_));
+    if record.is_archived() {
+        assert_eq!(
+            record.desired,
+            Desired::Archived,
+            "{sandbox_id} was to be archived, or its record is gone"
+        );
+        assert!(record.captures.is_empty(), "{sandbox_id} has no owner who could take its disk");
+    }
+    if record.desired == Desired::Archived {
+        let either = has_checkpoint || record.is_archive_awaited();
+        assert!(either, "{sandbox_id} is archived in a checkpoint, or will be");
+    } else {
+        assert!(!record.is_archive_awaited(), "{sandbox_id} is not wished archived");
+        assert!(record.phase != Phase::Archiving || record.desired == Desired::Deleted, "{sandbox_id} stays");
+    }
+    if record.is_disk_awaited() && !matches!(record.phase, Phase::Failed { .. }) {
+        let parent = record.parent.and_then(|parent| state.sandboxes.get(&parent));
+        let mut asked = parent.into_iter().flat_map(|parent| parent.captures.values());
+        let is_asked = asked.any(|purpose| *purpose == CapturePurpose::Fork { child: sandbox_id });
+        assert!(is_asked, "somebody is to take the disk that {sandbox_id} waits for");
+    }
+    let newest = record.captures.last_key_value().map_or(0, |(number, _)| *number);
+    assert!(newest <= record.captures_asked, "{sandbox_id} counts its captures");
+    assert!(record.restored_version <= record.desired_version, "{sandbox_id} was restored by a wish");
 }

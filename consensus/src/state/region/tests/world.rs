@@ -42,6 +42,15 @@ pub(crate) fn failed(reason: &str) -> Phase {
     Phase::Failed { reason: reason.into() }
 }
 
+pub(crate) fn checkpoint(n: u8) -> Checkpoint {
+    Checkpoint {
+        image: format!("atoll.internal/o/s@sha256:{n}"),
+        bytes: u64::from(n),
+        taken_at_ms: NOW_MS,
+        holders: [NodeId(1)].into(),
+    }
+}
+
 pub(crate) fn new_sandbox(name: &str, node: u64) -> NewSandbox {
     NewSandbox {
         organization_id: organization(1),
