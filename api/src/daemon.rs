@@ -4,6 +4,9 @@
 //! socket on which the daemon says [`Hello`] (one JSON line) once its port answers. After that the node dials
 //! [`crate::access::DAEMON_PORT`] on the sandbox's loopback and opens every connection with [`preamble`]; the daemon
 //! closes any connection that begins otherwise. So the port answers its own node only, and nobody polls.
+//!
+//! A connection that begins with [`owner_preamble`] carries what the node itself asks for, and no request of anybody else:
+//! so far only [`Identity`], by `POST` to [`IDENTITY_PATH`].
 
 use std::collections::BTreeMap;
 
@@ -45,6 +48,23 @@ pub struct Hello {
 /// The first line on every connection from the node. Exactly [`PREAMBLE_BYTES`] long.
 pub fn preamble(secret: &str) -> String {
     format!("ATOLL/1 {secret}\n")
+}
+
+/// Whom the sandbox is for, when that turns out after it has started. Holds for what starts from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// As [`DaemonConfig`] has them.
+    pub user: String,
+    pub env: BTreeMap<String, String>,
+}
+
+/// Answers 200 once it holds, also when it held before; 422 with a reason in plain text when the image has no such user.
+pub const IDENTITY_PATH: &str = "/identity";
+
+/// As long as [`preamble`].
+pub fn owner_preamble(secret: &str) -> String {
+    format!("OWNER/1 {secret}\n")
 }
 
 /// `ATOLL/1 `, 64 hex digits, newline.

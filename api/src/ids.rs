@@ -138,6 +138,22 @@ impl fmt::Display for OrganizationId {
     }
 }
 
+/// A warm pool: sandboxes that run before anybody has asked for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WarmPoolId(pub Uuid);
+
+impl fmt::Display for WarmPoolId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One create that takes a sandbox out of a warm pool, so that saying it again is told from another create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClaimId(pub Uuid);
+
 /// A user of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

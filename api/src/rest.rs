@@ -11,6 +11,7 @@ mod catalogue;
 mod object_storage;
 mod sandbox;
 mod service;
+mod warm_pool;
 
 pub use account::{ApiKeyList, Organization, OtelConfig, User, UserPublicKey};
 pub use catalogue::{
@@ -27,6 +28,7 @@ pub use service::{
     Announcement, Cluster, ClusterGroup, ClusterNode, CreateJoinToken, DaytonaConfiguration, Health,
     HealthIndicator, JoinToken, OidcConfig,
 };
+pub use warm_pool::{CreateWarmPool, UpdateWarmPool, WarmPool};
 
 /// The body of every refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -11,7 +11,7 @@ use atoll_api::sandbox::{Desired, Egress, Phase, Resources, SandboxSpec};
 use atoll_runner::embedded::network::NetworkConfig;
 use atoll_runner::embedded::{EmbeddedConfig, EmbeddedRuntime, StartTimings};
 use atoll_runner::store::{Store, StoreConfig};
-use atoll_runner::{Assignment, ReportKind, Runner, RunnerConfig, RunnerHandle};
+use atoll_runner::{Assignment, Origin, ReportKind, Runner, RunnerConfig, RunnerHandle};
 use bytes::Bytes;
 use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
@@ -248,6 +248,9 @@ impl Alone {
             desired: Desired::Running,
             desired_version: 1,
             phase: Phase::Pending,
+            made_by_version: 1,
+            capture: None,
+            origin: Origin::Asked,
         };
         let began = Instant::now();
         self.runner.set_wanted(vec![assignment.clone()]);

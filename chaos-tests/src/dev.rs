@@ -305,10 +305,11 @@ fn signal_all(pids: &[u32], name: &str) -> Result<()> {
 
 /// Gone, or a zombie that its parent has not reaped yet.
 pub fn gone(pid: u32) -> bool {
-    match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
-        Err(_) => true,
-    }
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let is_zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
+    // Its first thread may be dead already while others still hold its files and locks.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |threads| threads.count());
+    is_zombie && threads <= 1
 }
 
 /// A port from which every port of `nodes` nodes is free. Ports below the ephemeral range, so that no client socket of

@@ -14,6 +14,7 @@ pub mod replicated;
 mod sessions;
 pub mod simulation;
 pub mod state;
+pub mod warm;
 
 pub use consensus::{Compaction, Consensus, ConsensusConfig, Timings};
 pub use group::{ClusterGroup, Group, GroupError, GroupStatus, RegionGroup};

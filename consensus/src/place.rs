@@ -20,7 +20,7 @@ pub const CREATES_IN_FLIGHT_MAX: u32 = 128;
 /// Burdens are in thousandths of a node. Each create under way adds this.
 const CREATE_BURDEN: u64 = 20;
 /// The asking node wins over another unless it is burdened by this much more.
-const LOCAL_BONUS: u64 = 150;
+pub(crate) const LOCAL_BONUS: u64 = 150;
 
 /// What was last heard from a node. Nodes without a view count as never heard from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use atoll_api::daemon::{CONFIG_PATH, DaemonConfig, HELLO_SOCKET_PATH, Hello};
+use atoll_api::daemon::{CONFIG_PATH, DaemonConfig, HELLO_SOCKET_PATH, Hello, Identity};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::process::Signal;
@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, UnixStream};
 use crate::accounts::Accounts;
 use crate::environment::Environment;
 use crate::files::workers::Workers;
+use crate::identity::Rooms;
 use crate::launch::Launcher;
 use crate::reaper::Reaper;
 use crate::routes::Daemon;
@@ -148,13 +149,9 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
     let accounts = Accounts::read(&options.accounts_dir);
     let account = accounts.resolve(&config.user).context("find the sandbox's user")?;
     let shells = shells::Shells::read(&options.accounts_dir, &account);
-    let environment = Environment::new(
-        std::env::vars_os(),
-        &account,
-        &shells.login().to_string_lossy(),
-        &config.env.clone().into_iter().collect(),
-    );
-    let work_dir = first_existing([config.work_dir.clone().map(PathBuf::from), Some(account.home.clone())]);
+    let environment = Environment::of_user(&account, &shells, &config.env);
+    let work_dir =
+        routes::first_existing([config.work_dir.clone().map(PathBuf::from), Some(account.home.clone())]);
 
     let reaper = Reaper::default();
     let mut reaping = tokio::spawn(reaper.clone().run());
@@ -183,12 +180,12 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
     };
     tracing::info!(sandbox_id = config.sandbox_id, listen = %listener.local_addr()?, "serving");
 
+    let identity = Identity { user: config.user.clone(), env: config.env.clone() };
+    let rooms = Rooms::new(daemon.clone(), identity);
     let served = async {
         // The port queues connections from the moment it is bound; hello may overtake the accept loop, but never the port.
-        let (_, never) = tokio::join!(
-            say_hello(&options.hello, &hello),
-            gate::serve(listener, &config.secret, routes::router(daemon.clone()))
-        );
+        let (_, never) =
+            tokio::join!(say_hello(&options.hello, &hello), gate::serve(listener, &config.secret, rooms));
         match never {}
     };
     tokio::select! {
@@ -210,10 +207,6 @@ fn read_config(options: &Options) -> Result<DaemonConfig> {
     let is_secret = config.secret.len() == 64 && config.secret.bytes().all(|byte| byte.is_ascii_hexdigit());
     anyhow::ensure!(is_secret, "the secret in {source} is not 64 hex digits");
     Ok(config)
-}
-
-fn first_existing<const N: usize>(candidates: [Option<PathBuf>; N]) -> PathBuf {
-    candidates.into_iter().flatten().find(|dir| dir.is_dir()).unwrap_or_else(|| PathBuf::from("/"))
 }
 
 /// Neither the user nor a root process of the sandbox traces us, reads our memory, environment and descriptors, or takes one of them:

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::sync::{Mutex, PoisonError};
 
 use crate::accounts::Account;
+use crate::shells::Shells;
 
 pub type Variables = BTreeMap<String, String>;
 
@@ -26,6 +27,11 @@ pub struct Update {
 }
 
 impl Environment {
+    /// As [`Environment::new`] in this very process.
+    pub fn of_user(account: &Account, shells: &Shells, sandbox: &Variables) -> Environment {
+        Environment::new(std::env::vars_os(), account, &shells.login().to_string_lossy(), sandbox)
+    }
+
     /// `image` is the daemon's own environment, as the container engine made it from the image.
     pub fn new(
         image: impl Iterator<Item = (OsString, OsString)>,

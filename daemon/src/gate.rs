@@ -1,4 +1,4 @@
-//! The door: a connection becomes HTTP only after it has said the sandbox's secret.
+//! The door: a connection becomes HTTP only after it has said the sandbox's secret, and how it says it leads to a room.
 //!
 //! Anyone in the sandbox can connect to the port. Whoever doesn't begin with the preamble is closed without a byte, and can't keep
 //! the node out: beyond [`GREETING_MAX`] silent connections the oldest gives way.
@@ -8,8 +8,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_api::daemon::{PREAMBLE_BYTES, preamble};
-use axum::Router;
+use atoll_api::daemon::{PREAMBLE_BYTES, owner_preamble, preamble};
 use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tower_service::Service;
 
+use crate::identity::{Room, Rooms};
 use crate::linger::Lingering;
 
 const PREAMBLE_DEADLINE: Duration = Duration::from_secs(5);
@@ -31,9 +31,10 @@ const READ_BUFFER_BYTES_MAX: usize = 64 * 1024;
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
 
 /// Serves until dropped.
-pub async fn serve(listener: TcpListener, secret: &str, router: Router) -> Infallible {
-    let expected: Arc<[u8]> = preamble(secret).into_bytes().into();
-    let mut greeting: JoinSet<Option<TcpStream>> = JoinSet::new();
+pub async fn serve(listener: TcpListener, secret: &str, rooms: Rooms) -> Infallible {
+    let rooms = Arc::new(rooms);
+    let expected = Arc::new(Preambles::new(secret));
+    let mut greeting: JoinSet<Option<(TcpStream, Room)>> = JoinSet::new();
     let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
     let mut connections: JoinSet<()> = JoinSet::new();
     loop {
@@ -52,8 +53,11 @@ pub async fn serve(listener: TcpListener, secret: &str, router: Router) -> Infal
                 }
             },
             Some(greeted) = greeting.join_next() => {
-                if let Ok(Some(stream)) = greeted && connections.len() < CONNECTIONS_MAX {
-                    connections.spawn(converse(stream, router.clone()));
+                // The owner comes in also when everybody else has filled the house.
+                if let Ok(Some((stream, room))) = greeted
+                    && (room == Room::Owner || connections.len() < CONNECTIONS_MAX)
+                {
+                    connections.spawn(converse(stream, room, rooms.clone()));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -61,14 +65,34 @@ pub async fn serve(listener: TcpListener, secret: &str, router: Router) -> Infal
     }
 }
 
-async fn authenticate(mut stream: TcpStream, expected: Arc<[u8]>) -> Option<TcpStream> {
+/// What a connection may begin with.
+struct Preambles {
+    everybody: Vec<u8>,
+    owner: Vec<u8>,
+}
+
+impl Preambles {
+    fn new(secret: &str) -> Preambles {
+        Preambles { everybody: preamble(secret).into_bytes(), owner: owner_preamble(secret).into_bytes() }
+    }
+
+    fn room(&self, said: &[u8]) -> Option<Room> {
+        if equal_in_constant_time(said, &self.everybody) {
+            Some(Room::Everybody)
+        } else {
+            equal_in_constant_time(said, &self.owner).then_some(Room::Owner)
+        }
+    }
+}
+
+async fn authenticate(mut stream: TcpStream, expected: Arc<Preambles>) -> Option<(TcpStream, Room)> {
     let mut said = [0; PREAMBLE_BYTES];
     let read = tokio::time::timeout(PREAMBLE_DEADLINE, stream.read_exact(&mut said)).await;
-    let is_right = matches!(read, Ok(Ok(_))) && equal_in_constant_time(&said, &expected);
-    if !is_right {
+    let room = if matches!(read, Ok(Ok(_))) { expected.room(&said) } else { None };
+    if room.is_none() {
         tracing::debug!("connection without the preamble closed");
     }
-    is_right.then_some(stream)
+    Some((stream, room?))
 }
 
 /// The time taken depends on the lengths only.
@@ -77,11 +101,11 @@ fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && difference == 0
 }
 
-async fn converse(stream: TcpStream, router: Router) {
+async fn converse(stream: TcpStream, room: Room, rooms: Arc<Rooms>) {
     // Answers are small and latency counts; a failure only costs time.
     let _ = stream.set_nodelay(true);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        router.clone().call(request.map(Body::new))
+        rooms.router(room).call(request.map(Body::new))
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

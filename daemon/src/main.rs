@@ -16,6 +16,7 @@ mod shells;
 
 mod errors;
 mod gate;
+mod identity;
 mod linger;
 mod routes;
 

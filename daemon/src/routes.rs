@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use atoll_api::daemon::Identity;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue};
@@ -12,7 +13,7 @@ use axum::response::Response;
 use axum::routing::{any, get, post};
 use tracing::Instrument;
 
-use crate::accounts::Accounts;
+use crate::accounts::{AccountError, Accounts};
 use crate::environment::Environment;
 use crate::files::workers::Workers;
 use crate::launch::{Launch, Launcher};
@@ -30,9 +31,9 @@ pub struct Daemon {
     pub environment: Environment,
     pub shells: Shells,
     pub workers: Workers,
-    pub sessions: Sessions,
+    pub sessions: Arc<Sessions>,
     pub terminals: Arc<Terminals>,
-    pub metrics: Sampler,
+    pub metrics: Arc<Sampler>,
     pub work_dir: PathBuf,
     accounts_dir: PathBuf,
     own_port: AtomicU16,
@@ -58,12 +59,35 @@ impl Daemon {
             environment,
             shells,
             workers,
-            sessions,
+            sessions: Arc::new(sessions),
             terminals: Arc::default(),
-            metrics: Sampler::default(),
+            metrics: Arc::default(),
             work_dir,
             accounts_dir,
             own_port: AtomicU16::new(own_port),
+        })
+    }
+
+    /// The same sandbox for another user and environment. What runs already goes on as it is.
+    pub fn become_another(&self, identity: &Identity) -> Result<Daemon, IdentityError> {
+        let account = self.accounts().resolve(&identity.user)?;
+        let is_same = account == *self.launcher.account();
+        let shells = Shells::read(&self.accounts_dir, &account);
+        let environment = Environment::of_user(&account, &shells, &identity.env);
+        let workers = if is_same { self.workers.clone() } else { Workers::start(&account)? };
+        let work_dir =
+            if is_same { self.work_dir.clone() } else { first_existing([Some(account.home.clone())]) };
+        Ok(Daemon {
+            launcher: Launcher::new(account, self.launcher.reaper.clone()),
+            environment,
+            shells,
+            workers,
+            sessions: self.sessions.clone(),
+            terminals: self.terminals.clone(),
+            metrics: self.metrics.clone(),
+            work_dir,
+            accounts_dir: self.accounts_dir.clone(),
+            own_port: AtomicU16::new(self.own_port()),
         })
     }
 
@@ -110,6 +134,21 @@ impl Daemon {
     pub fn forget_state(&self) {
         self.sessions.forget();
     }
+}
+
+/// Why a sandbox cannot be for somebody else.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The caller's: the image has no such user.
+    #[error("{0}")]
+    Account(#[from] AccountError),
+    /// The sandbox's: no threads, no rights.
+    #[error("start file workers as the user: {0}")]
+    Workers(#[from] std::io::Error),
+}
+
+pub fn first_existing<const N: usize>(candidates: [Option<PathBuf>; N]) -> PathBuf {
+    candidates.into_iter().flatten().find(|dir| dir.is_dir()).unwrap_or_else(|| PathBuf::from("/"))
 }
 
 pub fn router(daemon: Arc<Daemon>) -> Router {

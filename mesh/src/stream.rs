@@ -55,6 +55,8 @@ pub enum StreamHeader {
     Blob,
     /// An image that the receiver shall have a copy of, owned by `node`.
     Hold,
+    /// Whether a sandbox of the receiver's is by now what it was claimed as, owned by `node`.
+    Claim,
 }
 
 impl StreamHeader {
@@ -69,7 +71,8 @@ impl StreamHeader {
             | StreamHeader::Locate
             | StreamHeader::Status
             | StreamHeader::Blob
-            | StreamHeader::Hold => StreamClass::Bulk,
+            | StreamHeader::Hold
+            | StreamHeader::Claim => StreamClass::Bulk,
         }
     }
 }

@@ -35,7 +35,9 @@ use crate::activity::Activity;
 use crate::admission::{Admission, Membership};
 use crate::blobs::{self, BlobServer, PeerStores, Reach};
 use crate::captures::Captures;
+use crate::claims::Claims;
 use crate::config::{Config, Layout};
+use crate::control::claim::Claiming;
 use crate::control::cluster::ClusterVerbs;
 use crate::control::forward::Forwarder;
 use crate::control::plane::ControlPlane;
@@ -52,6 +54,7 @@ use crate::local::LocalSandboxes;
 use crate::objects::{Contexts, Issuer, ObjectStorage};
 use crate::owner::Owner;
 use crate::peers::{Load, Peers};
+use crate::refill::Refill;
 use crate::registry::{self, Registry, Uploads};
 use crate::rest::{self, Component, Readiness};
 use crate::runner;
@@ -170,6 +173,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         activity: activity.clone(),
         remembered: Mutex::new(HashMap::new()),
     });
+    let claims = Arc::new(Claims { region: region.clone(), runner: runner.clone(), link: link.clone() });
     let dial =
         Arc::new(Dialer { directory: directory.clone(), sandboxes: sandboxes.clone(), link: link.clone() });
     let draining = CancellationToken::new();
@@ -193,6 +197,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
             dial: dial.clone(),
             draining: draining.clone(),
             default_snapshot: config.default_snapshot.clone(),
+            claims: claims.clone(),
+            claiming: Claiming::default(),
         },
         forwarder,
     });
@@ -201,6 +207,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         control: control.clone(),
         directory: directory.clone(),
         sandboxes,
+        claims,
         blobs,
         store: store.clone(),
     };
@@ -220,6 +227,14 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     tasks.spawn(owner.clone().retire_idle(cancel.clone()));
     tasks.spawn(owner.propose_reports(reports, cancel.clone()));
     tasks.spawn(duties.judge(cancel.clone()));
+    let refill = Arc::new(Refill {
+        home: config.region.clone(),
+        cluster: cluster.clone(),
+        region: region.clone(),
+        peers: peers.clone(),
+        secret: secret.clone(),
+    });
+    tasks.spawn(refill.run(cancel.clone()));
     let renewal = Renewal {
         cluster: cluster.clone(),
         secret: secret.clone(),

@@ -4,9 +4,11 @@
 //!                                ├─ other region ─▶ Forward stream ─▶ RegionVerbs there
 //!                                └─ the cluster ──▶ ClusterVerbs
 
+pub mod claim;
 pub mod cluster;
 mod disk;
 pub mod forward;
 pub mod plane;
 pub mod region;
 pub mod verb;
+mod warm_pools;

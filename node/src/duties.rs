@@ -21,7 +21,9 @@ use crate::peers::Peers;
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
 /// Newest command variants that this build understands.
-pub const COMMAND_VERSION: u32 = 1;
+pub const COMMAND_VERSION: u32 = 2;
+/// The first version whose nodes know the commands of warm pools.
+pub const WARM_POOLS_SINCE: u32 = 2;
 
 pub struct Duties {
     pub me: NodeId,

@@ -50,7 +50,9 @@ pub async fn publish_changes(
 fn compare(home: &RegionName, region: &RegionGroup, said: Option<&Said>) -> (Said, Vec<SandboxEvent>) {
     region.read(|state| {
         let mut now = Said::with_capacity(state.sandboxes.len());
-        for (sandbox_id, record) in &state.sandboxes {
+        // A member of a warm pool is nobody's: for its organization it is created when it is claimed.
+        let sandboxes = state.sandboxes.iter().filter(|(_, record)| record.member_of().is_none());
+        for (sandbox_id, record) in sandboxes {
             let known = said.and_then(|said| said.get(sandbox_id)).filter(|view| view.record == *record);
             let view = known.cloned().unwrap_or_else(|| {
                 Arc::new(SandboxView {

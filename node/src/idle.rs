@@ -87,6 +87,7 @@ mod tests {
             snapshot_taken: None,
             archive_failure: None,
             restored_version: 0,
+            warm: None,
         }
     }
 

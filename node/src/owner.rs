@@ -6,8 +6,8 @@ use std::time::Duration;
 use atoll_api::ids::{NodeId, RegionName, SandboxId};
 use atoll_api::sandbox::{Desired, Placement, SandboxSpec};
 use atoll_consensus::group::RegionGroup;
-use atoll_consensus::state::region::{RegionCommand, RegionOutcome, SandboxRecord};
-use atoll_runner::{Assignment, CaptureWish, Report, ReportKind, RunnerHandle};
+use atoll_consensus::state::region::{RegionCommand, RegionOutcome, SandboxRecord, Warm};
+use atoll_runner::{Assignment, CaptureWish, Origin, Report, ReportKind, RunnerHandle};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -76,6 +76,10 @@ impl Owner {
             capture: record
                 .capture_wanted()
                 .map(|number| CaptureWish { number, name: image_name(record.organization_id, sandbox_id) }),
+            origin: match record.warm {
+                Some(Warm { claim_id: Some(_), .. }) => Origin::Claimed,
+                Some(Warm { claim_id: None, .. }) | None => Origin::Asked,
+            },
         }
     }
 

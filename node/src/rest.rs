@@ -23,6 +23,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod visitor;
+mod warm_pools;
 
 use std::sync::Arc;
 
@@ -176,6 +177,8 @@ fn api(version: &str) -> (Router<RestState>, utoipa::openapi::OpenApi) {
         .routes(routes!(catalogue::list_shared_regions))
         .routes(routes!(catalogue::read_region))
         .routes(routes!(push_access::grant))
+        .routes(routes!(warm_pools::list, warm_pools::create))
+        .routes(routes!(warm_pools::resize, warm_pools::delete))
         .routes(routes!(account::current_api_key))
         .routes(routes!(account::current_user))
         .routes(routes!(account::list_organizations))

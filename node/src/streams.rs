@@ -14,6 +14,7 @@ use tracing::{Instrument, debug, info_span};
 
 use crate::blobs::BlobServer;
 use crate::captures::serve_hold;
+use crate::claims::Claims;
 use crate::control::forward::{serve_forward, serve_status};
 use crate::control::plane::ControlPlane;
 use crate::directory::MeshDirectory;
@@ -35,6 +36,7 @@ pub struct Services {
     pub sandboxes: LocalSandboxes,
     pub blobs: BlobServer,
     pub store: Store,
+    pub claims: Arc<Claims>,
 }
 
 #[async_trait]
@@ -68,6 +70,7 @@ impl Streams {
                 serve_forward(&self.services()?.control, stream).instrument(span).await
             }
             StreamHeader::Locate => self.services()?.directory.serve_locate(stream).await,
+            StreamHeader::Claim => self.services()?.claims.serve(stream).await,
             StreamHeader::Status => serve_status(&self.services()?.control, stream).await,
             StreamHeader::Blob => self.services()?.blobs.serve(stream).await,
             StreamHeader::Hold => serve_hold(&self.services()?.store, stream).await,

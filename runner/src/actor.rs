@@ -250,6 +250,7 @@ impl Operation {
             Operation::Resume => "resume",
             Operation::SetEgress(_) => "set egress",
             Operation::Capture { .. } => "capture",
+            Operation::Identify(_) => "identify",
             Operation::Stop => "stop",
             Operation::Remove => "remove",
         }
@@ -267,6 +268,7 @@ fn overdue(name: &str) -> &'static str {
         "pause" => "the sandbox could not be paused in time",
         "resume" => "the sandbox could not be resumed in time",
         "capture" => "the sandbox's disk could not be copied in time",
+        "identify" => "user and environment of the sandbox could not be changed in time",
         "set egress" => "what the sandbox may reach could not be changed in time",
         _ => "the sandbox could not be removed in time",
     }

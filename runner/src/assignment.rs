@@ -23,6 +23,7 @@ pub struct Assignment {
     pub made_by_version: u64,
     /// Its disk is wanted as an image. An archive without it has its checkpoint: the disk goes.
     pub capture: Option<CaptureWish>,
+    pub origin: Origin,
 }
 
 /// What of a disk is wanted as an image, at the earliest at this moment.
@@ -32,6 +33,16 @@ pub struct CaptureWish {
     pub number: u64,
     /// Of the image, for the node's store.
     pub name: String,
+}
+
+/// What a running sandbox was when it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// What it is.
+    Asked,
+    /// It may have been started before anybody asked for it, for another user and with another environment. Until its
+    /// daemon has been told of those of the specification, nobody may reach it.
+    Claimed,
 }
 
 impl Assignment {

@@ -12,12 +12,23 @@ use atoll_api::access::{DAEMON_PORT, Target};
 use atoll_api::daemon::preamble;
 use atoll_api::ids::SandboxId;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::handle::RunnerDialError;
 use crate::mount::Secret;
-use crate::reconcile::Reachable;
+use crate::reconcile::{Reachable, WishState};
 use crate::runtime::{ByteStream, Incarnation, Runtime, RuntimeError};
+
+/// Why a wish was not granted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotGranted {
+    /// As the sandbox's own failure has it.
+    #[error("{0}")]
+    Failed(String),
+    /// The sandbox is not this node's any more, or the runner ends.
+    #[error("the sandbox is not on this node")]
+    Elsewhere,
+}
 
 pub(crate) struct Doors {
     connections_max: usize,
@@ -25,6 +36,8 @@ pub(crate) struct Doors {
     /// Set when a daemon has said hello or was adopted; before the core calls it serving.
     secrets: Mutex<HashMap<Incarnation, Secret>>,
     doors: RwLock<HashMap<SandboxId, Door>>,
+    /// Counts the times that doors were set.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Clone)]
@@ -32,6 +45,8 @@ struct Door {
     incarnation: Incarnation,
     /// `None` while it does not serve.
     open: Option<OpenDoor>,
+    desired_version: u64,
+    state: WishState,
 }
 
 #[derive(Clone)]
@@ -42,11 +57,50 @@ struct OpenDoor {
 
 impl Doors {
     pub(crate) fn new(connections_max: usize, dial_deadline: Duration) -> Doors {
-        Doors { connections_max, dial_deadline, secrets: Mutex::default(), doors: RwLock::default() }
+        let (changes, _) = watch::channel(0);
+        Doors { connections_max, dial_deadline, secrets: Mutex::default(), doors: RwLock::default(), changes }
     }
 
     pub(crate) fn keep_secret(&self, incarnation: Incarnation, secret: Secret) {
         self.secrets.lock().unwrap_or_else(PoisonError::into_inner).insert(incarnation, secret);
+    }
+
+    pub(crate) fn secret(&self, incarnation: Incarnation) -> Option<Secret> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner).get(&incarnation).cloned()
+    }
+
+    /// Ends when this wish, or a newer one, has been granted or has failed. The caller sets the deadline.
+    pub(crate) async fn until_granted(
+        &self,
+        incarnation: Incarnation,
+        desired_version: u64,
+    ) -> Result<(), NotGranted> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            {
+                let doors = self.doors.read().unwrap_or_else(PoisonError::into_inner);
+                match doors.get(&incarnation.sandbox_id) {
+                    Some(door)
+                        if door.incarnation == incarnation && door.desired_version >= desired_version =>
+                    {
+                        match &door.state {
+                            WishState::Granted => return Ok(()),
+                            WishState::Failed(reason) => return Err(NotGranted::Failed(reason.clone())),
+                            WishState::UnderWay => {}
+                        }
+                    }
+                    Some(door) if door.incarnation.generation > incarnation.generation => {
+                        return Err(NotGranted::Elsewhere);
+                    }
+                    // It may not have been heard of here yet.
+                    Some(_) | None => {}
+                }
+            }
+            if changes.changed().await.is_err() {
+                return Err(NotGranted::Elsewhere);
+            }
+        }
     }
 
     /// Makes the doors what the core says they are.
@@ -54,7 +108,7 @@ impl Doors {
         let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
         let mut doors = self.doors.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = HashMap::with_capacity(doors.len());
-        for Reachable { incarnation, serving } in reachable {
+        for Reachable { incarnation, serving, desired_version, state } in reachable {
             let before = doors
                 .remove(&incarnation.sandbox_id)
                 .filter(|door| door.incarnation == incarnation)
@@ -67,12 +121,14 @@ impl Doors {
                     permits: Arc::new(Semaphore::new(self.connections_max)),
                 }),
             };
-            next.insert(incarnation.sandbox_id, Door { incarnation, open });
+            next.insert(incarnation.sandbox_id, Door { incarnation, open, desired_version, state });
         }
         secrets.retain(|incarnation, _| {
             next.get(&incarnation.sandbox_id).is_some_and(|door: &Door| door.incarnation == *incarnation)
         });
         *doors = next;
+        drop(doors);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     pub(crate) async fn dial(

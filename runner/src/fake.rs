@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_api::access::DAEMON_PORT;
-use atoll_api::daemon::{DaemonConfig, Hello, PREAMBLE_BYTES, preamble};
+use atoll_api::daemon::{DaemonConfig, Hello, Identity, PREAMBLE_BYTES, owner_preamble, preamble};
 use atoll_api::sandbox::{Egress, SandboxSpec};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -176,6 +176,40 @@ impl FakeRuntime {
     /// How often a verb was asked for, whatever came of it.
     pub fn calls(&self, verb: FakeVerb) -> usize {
         self.host().calls.iter().filter(|(called, _)| *called == verb).count()
+    }
+
+    /// What the daemon of a running sandbox has been told, at its start or since.
+    pub fn identity(&self, incarnation: Incarnation) -> Option<Identity> {
+        let host = self.host();
+        let config = host.sandboxes.get(&incarnation)?.config.as_ref()?;
+        Some(Identity { user: config.user.clone(), env: config.env.clone() })
+    }
+
+    /// As the real daemon does; the image knows every user but `ghost`.
+    async fn take_identity(&self, incarnation: Incarnation, mut stream: TcpStream) {
+        let mut request = Vec::new();
+        let mut chunk = [0u8; 4096];
+        let identity: Identity = loop {
+            match stream.read(&mut chunk).await {
+                Ok(count) if count > 0 => request.extend_from_slice(&chunk[..count]),
+                _ => return,
+            }
+            let body =
+                request.windows(4).position(|window| window == b"\r\n\r\n").map(|head| &request[head + 4..]);
+            if let Some(Ok(identity)) = body.map(serde_json::from_slice) {
+                break identity;
+            }
+        };
+        let answer = if identity.user == "ghost" {
+            "HTTP/1.1 422 Unprocessable Entity\r\nConnection: close\r\n\r\nthe image has no user \"ghost\""
+        } else {
+            if let Ok(FakeSandbox { config: Some(config), .. }) = self.host().running(incarnation) {
+                config.user = identity.user;
+                config.env = identity.env;
+            }
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        };
+        let _ = stream.write_all(answer.as_bytes()).await;
     }
 
     fn host(&self) -> MutexGuard<'_, Host> {
@@ -418,11 +452,18 @@ impl Runtime for FakeRuntime {
         match (port, handler) {
             (DAEMON_PORT, handler) => {
                 let expected = preamble(&config.secret);
+                let owners = owner_preamble(&config.secret);
                 let handler = handler.unwrap_or_else(|| Arc::new(|_, stream| Box::pin(answer_ok(stream))));
+                let runtime = self.clone();
                 tokio::spawn(async move {
                     let mut shown = [0u8; PREAMBLE_BYTES];
-                    if theirs.read_exact(&mut shown).await.is_ok() && shown == *expected.as_bytes() {
+                    if theirs.read_exact(&mut shown).await.is_err() {
+                        return;
+                    }
+                    if shown == *expected.as_bytes() {
                         handler(incarnation, theirs).await;
+                    } else if shown == *owners.as_bytes() {
+                        runtime.take_identity(incarnation, theirs).await;
                     }
                 });
             }

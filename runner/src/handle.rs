@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::actor::{Actor, WantedList};
 use crate::assignment::{Assignment, Report};
-use crate::dialing::Doors;
+use crate::dialing::{Doors, NotGranted};
 use crate::image::ImageSource;
 use crate::mount::Mounts;
 use crate::operations::Operations;
@@ -183,6 +183,17 @@ impl RunnerHandle {
         provided.unwrap_or_else(|_| {
             Err(RuntimeError::TimedOut(format!("{image_reference} could not be fetched in time")))
         })
+    }
+
+    /// Ends when the sandbox serves as its newest specification has it, for this wish or a newer one, or has failed. What is
+    /// not placed here yet is waited for: the caller sets the deadline.
+    pub async fn until_granted(
+        &self,
+        sandbox_id: SandboxId,
+        generation: Generation,
+        desired_version: u64,
+    ) -> Result<(), NotGranted> {
+        self.doors.until_granted(Incarnation { sandbox_id, generation }, desired_version).await
     }
 
     pub fn status(&self) -> RunnerStatus {

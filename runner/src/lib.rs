@@ -10,6 +10,7 @@ mod actor;
 mod reconcile;
 
 mod dialing;
+mod identity;
 mod mount;
 mod operations;
 
@@ -23,7 +24,8 @@ pub mod remote;
 pub mod runtime;
 pub mod store;
 
-pub use assignment::{Assignment, CaptureWish, Report, ReportKind};
+pub use assignment::{Assignment, CaptureWish, Origin, Report, ReportKind};
+pub use dialing::NotGranted;
 pub use docker::{DockerConfig, DockerRuntime};
 pub use handle::{Runner, RunnerConfig, RunnerDialError, RunnerHandle, RunnerStatus};
 pub use image::{EngineImages, Image, ImageSource, Kept};

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_api::access::Target;
+use atoll_api::daemon::Identity;
 use atoll_api::sandbox::SandboxSpec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::dialing::{Doors, dial_target};
 use crate::handle::{RunnerDialError, blocking};
+use crate::identity::{Told, tell_identity};
 use crate::image::{Image, ImageSource, Kept};
 use crate::mount::{Mounts, Secret};
 use crate::mount_dir::MountDir;
@@ -70,6 +72,7 @@ impl Operations {
             Operation::Resume => Ok(self.runtime.resume(incarnation).await?),
             Operation::Capture { name, how } => self.capture(incarnation, &name, how).await.map(drop),
             Operation::SetEgress(spec) => Ok(self.runtime.set_egress(incarnation, &spec.egress).await?),
+            Operation::Identify(spec) => self.identify(incarnation, &spec).await,
             Operation::Stop => Ok(self.runtime.stop(incarnation, STOP_GRACE_MS).await?),
             Operation::Remove => self.remove(incarnation).await,
         }
@@ -170,6 +173,23 @@ impl Operations {
         let base = self.runtime.base(incarnation).await?;
         let layer = self.images.read_layer(self.runtime.commit(incarnation).await?).await?;
         Ok(Read::Layer(Box::new((base, layer))))
+    }
+
+    async fn identify(&self, incarnation: Incarnation, spec: &SandboxSpec) -> Result<(), OperationError> {
+        let secret = self.doors.secret(incarnation);
+        let secret =
+            secret.ok_or_else(|| OperationError::Passing("the sandbox is not known to serve".into()))?;
+        let identity = Identity { user: spec.user.clone(), env: spec.env.clone() };
+        let told = tell_identity(&*self.runtime, incarnation, &secret, &identity);
+        match tokio::time::timeout(self.dial_deadline, told).await {
+            Ok(Ok(Told::Taken)) => Ok(()),
+            Ok(Ok(Told::Refused(reason))) => Err(OperationError::Final(reason)),
+            Ok(Err(RunnerDialError::NotRunning)) => Err(OperationError::Vanished),
+            Ok(Err(error)) => {
+                Err(OperationError::Passing(format!("the sandbox's daemon does not answer: {error}")))
+            }
+            Err(_) => Err(OperationError::Passing("the sandbox's daemon does not answer".into())),
+        }
     }
 
     async fn remove(&self, incarnation: Incarnation) -> Result<(), OperationError> {

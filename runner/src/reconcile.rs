@@ -19,6 +19,7 @@
 //! Before a sandbox starts or resumes, and when what it may reach has changed while it serves, SetEgress comes first.
 //! Where nothing else is to be done, a disk that is wanted as an image is captured: of what serves by a short freeze,
 //! and whatever comes of that, a sandbox that was frozen for it is resumed. See `reconcile/capturing.rs`.
+//! One that serves and was started before somebody claimed it is told whom it is for (Identify), and reached by nobody before.
 //! A failure turns the goal Serving into Down until the user wishes anew (`desired_version` grows). A sandbox that could
 //! not be paused goes on running; one that is to be paused and has ended has lost its memory, which is a failure.
 //!
@@ -31,7 +32,7 @@ use std::time::{Duration, Instant};
 use atoll_api::ids::{Generation, SandboxId};
 use atoll_api::sandbox::{Desired, Egress, Phase, SandboxSpec};
 
-use crate::assignment::{Assignment, Report, ReportKind};
+use crate::assignment::{Assignment, Origin, Report, ReportKind};
 use crate::image::Kept;
 use crate::runtime::{Exit, Found, FoundState, Incarnation};
 
@@ -47,7 +48,7 @@ pub const PROVIDE_DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub const STOP_DEADLINE: Duration = Duration::from_secs(30);
 pub const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
 pub const ADOPT_DEADLINE: Duration = Duration::from_secs(5);
-/// For one pause, resume or change of what may be reached.
+/// For one pause, resume or change of what may be reached or of whom it is for.
 pub const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 /// For one capture of a disk, which may be large.
 pub const CAPTURE_DEADLINE: Duration = Duration::from_secs(600);
@@ -152,6 +153,8 @@ pub enum Operation {
         name: String,
         how: Stillness,
     },
+    /// Tell the daemon the user and the environment.
+    Identify(Arc<SandboxSpec>),
     Stop,
     Remove,
 }
@@ -174,10 +177,21 @@ pub struct Watch {
 }
 
 /// Whether a sandbox can be dialled here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reachable {
     pub incarnation: Incarnation,
     pub serving: bool,
+    pub desired_version: u64,
+    pub state: WishState,
+}
+
+/// What has become of the newest wish for a sandbox to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WishState {
+    /// It serves as whom it is for, and reaches what it may.
+    Granted,
+    UnderWay,
+    Failed(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -228,6 +242,8 @@ struct Slot {
     egress: Option<Egress>,
     image: ImageHere,
     capturing: Capturing,
+    /// Whom the daemon was told last that the sandbox is for; `None`: not known.
+    identity: Option<Identity>,
     /// How it was found at start, until the first wanted list says what to make of it.
     found: Option<FoundState>,
 }
@@ -256,8 +272,9 @@ enum Container {
 struct Running {
     operation_id: OperationId,
     kind: Kind,
-    /// What the assignment said about it when the operation began.
+    /// What the assignment said about these when the operation began.
     egress: Option<Egress>,
+    identity: Option<Identity>,
     cancelled: bool,
 }
 
@@ -271,6 +288,7 @@ enum Kind {
     Resume,
     SetEgress,
     Capture,
+    Identify,
     Stop,
     Remove,
 }
@@ -383,8 +401,17 @@ impl Reconciler {
         self.wanted.iter().flat_map(|wanted| wanted.values()).map(|assignment| {
             let incarnation = assignment.incarnation();
             let slot = self.slots.get(&incarnation);
-            let serving = slot.is_some_and(|slot| slot.container == Container::Serving && !slot.is_moving());
-            Reachable { incarnation, serving }
+            let serving = slot.is_some_and(|slot| {
+                slot.container == Container::Serving && !slot.is_moving() && !is_for_another(assignment, slot)
+            });
+            let failure = slot.and_then(|slot| slot.failed_at(assignment.desired_version));
+            let reaches = slot.is_some_and(|slot| slot.egress.as_ref() == Some(&assignment.spec.egress));
+            let state = match failure {
+                Some(failure) => WishState::Failed(failure.reason.clone()),
+                None if serving && reaches => WishState::Granted,
+                None => WishState::UnderWay,
+            };
+            Reachable { incarnation, serving, desired_version: assignment.desired_version, state }
         })
     }
 
@@ -464,6 +491,10 @@ impl Reconciler {
                         slot.egress = running.egress;
                         slot.attempts = 0;
                     }
+                    Kind::Identify => {
+                        slot.identity = running.identity;
+                        slot.attempts = 0;
+                    }
                     Kind::Pause => {
                         slot.container = Container::Frozen;
                         slot.attempts = 0;
@@ -475,6 +506,9 @@ impl Reconciler {
                     }
                     Kind::Start | Kind::Adopt => {
                         slot.container = Container::Serving;
+                        if running.kind == Kind::Start {
+                            slot.identity = running.identity;
+                        }
                         slot.proven_by = Some(operation_id);
                         slot.attempts = 0;
                         slot.launch_since = None;
@@ -610,15 +644,8 @@ impl Reconciler {
             .filter(|(incarnation, slot)| !self.in_grace(**incarnation, slot, now))
             .filter_map(|(i, slot)| self.next_kind(*i, slot).map(|kind| (kind, slot.waiting_since, *i)))
             .collect();
-        // What frees the host goes first; then who has waited longest.
-        due.sort_by_key(|(kind, since, incarnation)| {
-            let turn = match kind {
-                Kind::Remove | Kind::Stop | Kind::SetEgress => 0,
-                Kind::Provide | Kind::Create | Kind::Start | Kind::Adopt | Kind::Pause | Kind::Resume => 1,
-                Kind::Capture => 2,
-            };
-            (turn, *since, *incarnation)
-        });
+        // What somebody waits for and what frees the host go first; then who has waited longest.
+        due.sort_by_key(|(kind, since, incarnation)| (kind.rank(), *since, *incarnation));
         // Fetching takes long and keeps nobody's turn but that of others who fetch.
         let providing = self.slots.values().filter_map(|slot| slot.operation.as_ref());
         let mut providing = providing.filter(|running| running.kind == Kind::Provide).count();
@@ -627,6 +654,9 @@ impl Reconciler {
             match kind {
                 Kind::Provide if providing >= PROVIDES_MAX => continue,
                 Kind::Provide => providing += 1,
+                // A claim is answered when this is done, and it costs next to nothing: it does not queue behind creates.
+                Kind::Identify if others >= self.operations_max * 2 => continue,
+                Kind::Identify => {}
                 _ if others >= self.operations_max => continue,
                 _ => {}
             }
@@ -641,17 +671,19 @@ impl Reconciler {
         let spec = self.assignment_of(incarnation).map(|assignment| assignment.spec.clone());
         let slot = self.slots.get_mut(&incarnation).expect("only slots are due");
         let egress = spec.as_ref().map(|spec| spec.egress.clone());
+        let identity = spec.as_ref().map(|spec| Identity::of(spec));
         let operation = match (kind, spec) {
             (Kind::Provide, Some(spec)) => Operation::Provide(spec),
             (Kind::Create, Some(spec)) => Operation::Create(spec),
             (Kind::Start, Some(spec)) => Operation::Start(spec),
             // Without an assignment the goal is Gone, and nothing is created or started for it.
-            (Kind::Provide | Kind::Create | Kind::Start | Kind::SetEgress, None) => return,
+            (Kind::Provide | Kind::Create | Kind::Start | Kind::SetEgress | Kind::Identify, None) => return,
             (Kind::SetEgress, Some(spec)) => Operation::SetEgress(spec),
             (Kind::Capture, _) => match slot.capturing.begin(slot.container) {
                 Some(operation) => operation,
                 None => return,
             },
+            (Kind::Identify, Some(spec)) => Operation::Identify(spec),
             (Kind::Adopt, _) => Operation::Adopt,
             (Kind::Pause, _) => Operation::Pause,
             (Kind::Resume, _) => Operation::Resume,
@@ -662,14 +694,14 @@ impl Reconciler {
             Kind::Create | Kind::Start => *slot.launch_since.get_or_insert(now) + LAUNCH_DEADLINE,
             Kind::Provide => now + PROVIDE_DEADLINE,
             Kind::Adopt => now + ADOPT_DEADLINE,
-            Kind::Pause | Kind::Resume | Kind::SetEgress => now + CHANGE_DEADLINE,
+            Kind::Pause | Kind::Resume | Kind::SetEgress | Kind::Identify => now + CHANGE_DEADLINE,
             Kind::Stop => now + STOP_DEADLINE,
             Kind::Remove => now + REMOVE_DEADLINE,
             Kind::Capture => now + CAPTURE_DEADLINE,
         };
         let operation_id = OperationId(self.next_operation_id);
         self.next_operation_id += 1;
-        slot.operation = Some(Running { operation_id, kind, egress, cancelled: false });
+        slot.operation = Some(Running { operation_id, kind, egress, identity, cancelled: false });
         self.operations.insert(operation_id, incarnation);
         self.touch(incarnation);
         actions.push(Action::Begin { operation_id, incarnation, operation, deadline });
@@ -719,6 +751,9 @@ impl Reconciler {
             {
                 Kind::SetEgress
             }
+            (Container::Serving, Goal::Serving) if self.is_slot_for_another(incarnation, slot) => {
+                Kind::Identify
+            }
             (Container::Serving, Goal::Serving) | (Container::Frozen, Goal::Frozen) => {
                 slot.capturing.due()?
             }
@@ -764,6 +799,10 @@ impl Reconciler {
     fn is_behind_on_egress(&self, incarnation: Incarnation, slot: &Slot) -> bool {
         let wanted = self.assignment_of(incarnation).map(|assignment| &assignment.spec.egress);
         wanted.is_some() && slot.egress.as_ref() != wanted
+    }
+
+    fn is_slot_for_another(&self, incarnation: Incarnation, slot: &Slot) -> bool {
+        self.assignment_of(incarnation).is_some_and(|assignment| is_for_another(assignment, slot))
     }
 
     fn in_grace(&self, incarnation: Incarnation, slot: &Slot, now: Instant) -> bool {
@@ -819,6 +858,11 @@ impl Reconciler {
                 kind,
             };
             let said = self.said.get_mut(&assignment.sandbox_id).expect("set with the wanted list");
+            // A claim changes nothing that the record does not say already: it costs one decision, not two.
+            if recorded && said.report.kind == report.kind && assignment.origin == Origin::Claimed {
+                *said = Said { report, at: None };
+                continue;
+            }
             let repeat = !recorded && said.at.is_none_or(|at| now >= at + REPORT_AGAIN_AFTER);
             if said.report != report || repeat {
                 *said = Said { report: report.clone(), at: (!recorded).then_some(now) };
@@ -877,10 +921,45 @@ impl Reconciler {
     }
 }
 
+/// Its daemon still has the user and environment of before it was claimed, for all that is known.
+fn is_for_another(assignment: &Assignment, slot: &Slot) -> bool {
+    assignment.origin == Origin::Claimed
+        && slot.identity.as_ref().is_none_or(|identity| !identity.is_of(&assignment.spec))
+}
+
 const GONE: &str = "the sandbox's container is no longer on its node; starting it again makes an empty one";
 const IMAGE_GONE: &str = "the image was removed from the node while the sandbox was being made";
 const MEMORY_LOST: &str =
     "the paused sandbox has ended, so what was in its memory is lost; its files are kept, start it again";
+
+/// Whom a sandbox is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Identity {
+    user: String,
+    env: BTreeMap<String, String>,
+}
+
+impl Identity {
+    fn of(spec: &SandboxSpec) -> Identity {
+        Identity { user: spec.user.clone(), env: spec.env.clone() }
+    }
+
+    fn is_of(&self, spec: &SandboxSpec) -> bool {
+        self.user == spec.user && self.env == spec.env
+    }
+}
+
+impl Kind {
+    /// The lower, the sooner.
+    fn rank(self) -> u8 {
+        match self {
+            Kind::Identify => 0,
+            Kind::Remove | Kind::Stop | Kind::SetEgress => 1,
+            Kind::Provide | Kind::Create | Kind::Start | Kind::Adopt | Kind::Pause | Kind::Resume => 2,
+            Kind::Capture => 3,
+        }
+    }
+}
 
 impl Slot {
     fn fresh(container: Container, ownership: Ownership, now: Instant) -> Slot {
@@ -898,6 +977,7 @@ impl Slot {
             egress: None,
             image: ImageHere::Unknown,
             capturing: Capturing::default(),
+            identity: None,
             found: None,
         }
     }
@@ -971,9 +1051,9 @@ impl Slot {
     /// An operation changes its container: what is known of it holds no longer. Who dials a sandbox that is frozen for a
     /// capture waits a little.
     fn is_moving(&self) -> bool {
-        self.operation
-            .as_ref()
-            .is_some_and(|running| !matches!(running.kind, Kind::SetEgress | Kind::Capture))
+        let changes =
+            |running: &Running| !matches!(running.kind, Kind::SetEgress | Kind::Identify | Kind::Capture);
+        self.operation.as_ref().is_some_and(changes)
     }
 
     /// `None`: nobody wishes it to run, so its end is no failure.
@@ -991,9 +1071,13 @@ impl Slot {
         let launch_over = self.launch_since.is_some_and(|since| now >= since + LAUNCH_DEADLINE);
         let given_up = match kind {
             Kind::Create | Kind::Start => launch_over || self.attempts >= ATTEMPTS_MAX,
-            Kind::Provide | Kind::Adopt | Kind::Pause | Kind::Resume | Kind::SetEgress | Kind::Stop => {
-                self.attempts >= ATTEMPTS_MAX
-            }
+            Kind::Provide
+            | Kind::Adopt
+            | Kind::Pause
+            | Kind::Resume
+            | Kind::SetEgress
+            | Kind::Identify
+            | Kind::Stop => self.attempts >= ATTEMPTS_MAX,
             Kind::Remove | Kind::Capture => false,
         };
         // The first reason stands: what fails while cleaning up after it explains nothing.
@@ -1012,7 +1096,7 @@ impl Slot {
             Kind::Start | Kind::Stop | Kind::Remove => Container::Uncertain,
             Kind::Adopt => Container::Unproven,
             Kind::Pause | Kind::Resume => Container::HalfFrozen,
-            Kind::SetEgress => self.container,
+            Kind::SetEgress | Kind::Identify => self.container,
             // It was frozen and may still be; unless it has ended meanwhile.
             Kind::Capture if self.container == Container::Serving => Container::HalfFrozen,
             Kind::Capture => self.container,

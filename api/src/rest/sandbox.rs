@@ -48,6 +48,9 @@ pub struct Sandbox {
     pub error_reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recoverable: Option<bool>,
+    /// The warm pool that it came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_pool_id: Option<uuid::Uuid>,
     /// `None`, `InProgress` while it is being archived, `Completed` when it is.
     pub backup_state: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +101,9 @@ pub struct SandboxListItem {
     pub error_reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recoverable: Option<bool>,
+    /// The warm pool that it came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_pool_id: Option<uuid::Uuid>,
     pub public: bool,
     pub network_block_all: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,6 +150,7 @@ impl From<Sandbox> for SandboxListItem {
             desired_state,
             error_reason,
             recoverable,
+            warm_pool_id,
             backup_state,
             backup_created_at: _,
             backup_copies: _,
@@ -172,6 +179,7 @@ impl From<Sandbox> for SandboxListItem {
             user,
             error_reason,
             recoverable,
+            warm_pool_id,
             public,
             network_block_all,
             network_allow_list,

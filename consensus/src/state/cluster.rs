@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use atoll_api::ids::{NodeId, OrganizationId, RegionName, RegionOrdinal, UserId};
+use atoll_api::ids::{NodeId, OrganizationId, RegionName, RegionOrdinal, UserId, WarmPoolId};
 use atoll_api::sandbox::Resources;
 use atoll_api::tokens::TokenHash;
 use serde::{Deserialize, Serialize};
 
 mod apply;
 mod query;
+mod warm_pools;
 
 #[cfg(test)]
 mod tests;
 
 pub use apply::JOIN_TOKEN_REMEMBERED_MS;
+pub use warm_pools::{WARM_PER_ORGANIZATION_MAX, WARM_PER_POOL_MAX, WARM_PER_REGION_MAX, WarmPoolRecord};
 
 /// A replica of the cluster's state. Same commands in the same order give equal values, byte for byte.
 /// Only [`ClusterState::apply`] changes it; the fields are public to be read.
@@ -28,6 +30,8 @@ pub struct ClusterState {
     pub organizations: BTreeMap<OrganizationId, OrganizationRecord>,
     pub api_keys: BTreeMap<TokenHash, ApiKeyRecord>,
     pub snapshots: BTreeMap<String, SnapshotRecord>,
+    #[serde(default)]
+    pub warm_pools: BTreeMap<WarmPoolId, WarmPoolRecord>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,6 +176,27 @@ pub enum ClusterCommand {
     DeleteSnapshot {
         name: String,
     },
+    /// Rejected when the organization has one for this snapshot and region, and when together they would be too many.
+    /// Applied again when it is there as it was asked for.
+    CreateWarmPool {
+        pool_id: WarmPoolId,
+        pool: WarmPoolRecord,
+    },
+    /// 0 drains it.
+    ResizeWarmPool {
+        pool_id: WarmPoolId,
+        size: u32,
+        now_ms: u64,
+    },
+    /// Applied also when there is none.
+    DeleteWarmPool {
+        pool_id: WarmPoolId,
+    },
+    /// What keeps the pool from being full, as its region's leader sees it. Applied also when there is no such pool.
+    NoteWarmPool {
+        pool_id: WarmPoolId,
+        error_reason: Option<String>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,4 +228,11 @@ pub enum ClusterRejection {
     /// A node that is a member asks to join another region: it must leave first.
     #[error("the node is a member in region {0}")]
     NodeInRegion(RegionName),
+    #[error("there is no region {0}")]
+    RegionUnknown(RegionName),
+    /// The one that there is can be given another size.
+    #[error("a warm pool of this snapshot exists already in this region: {0}")]
+    WarmPoolExists(WarmPoolId),
+    #[error("{0}")]
+    TooManyWarm(String),
 }

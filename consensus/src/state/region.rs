@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use atoll_api::ids::{Generation, NodeId, OrganizationId, RegionOrdinal, SandboxId};
+use atoll_api::ids::{ClaimId, Generation, NodeId, OrganizationId, RegionOrdinal, SandboxId, WarmPoolId};
 use atoll_api::sandbox::{Desired, Egress, Phase, Placement, Resources, SandboxSpec};
 use atoll_api::tokens::TokenHash;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ pub(crate) mod tests;
 pub use apply::{PREVIEW_TOKENS_PER_SANDBOX_MAX, REPEAT_WINDOW_MS};
 pub use capture::{CAPTURES_MAX, CaptureOutcome, CapturePurpose, Checkpoint, Disk, SnapshotTaken};
 pub use index::NodeUsage;
-pub use query::{Cursor, Page, SandboxFilter};
+pub use query::{Cursor, Page, SandboxFilter, is_claimable_as};
 
 /// A replica of one region's state. Same commands in the same order give equal values, byte for byte.
 /// Only [`RegionState::apply`] changes it; the fields are public to be read.
@@ -133,6 +133,19 @@ pub struct SandboxRecord {
     /// The wish by which its disk was last made again from a checkpoint; 0: never.
     #[serde(default)]
     pub restored_version: u64,
+    /// `None`: it was made for whoever asked for it.
+    #[serde(default)]
+    pub warm: Option<Warm>,
+}
+
+/// A sandbox that was made for a warm pool. Until somebody claims it, it is a member of the pool: its organization's, but in
+/// no list, under no name, and nobody's to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    pub pool_id: WarmPoolId,
+    /// The create that it was given to.
+    #[serde(default)]
+    pub claim_id: Option<ClaimId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,6 +315,28 @@ pub enum RegionCommand {
     ExpireTokens {
         now_ms: u64,
     },
+    /// A new member of a warm pool. Its name counts for nothing. Applied again like `CreateSandbox`.
+    CreateWarm {
+        sandbox_id: SandboxId,
+        pool_id: WarmPoolId,
+        sandbox: Box<NewSandbox>,
+        now_ms: u64,
+    },
+    /// Makes a member of a warm pool what was asked for, under the caller's name, as if it were made now. Accepted only of one
+    /// that runs for this organization on the node named, that is Ready, and that differs from what is asked for in nothing
+    /// but user, environment and egress: its owner changes those while it runs. Counts as a new wish. Applied again for the
+    /// same claim.
+    ClaimWarm {
+        sandbox_id: SandboxId,
+        claim_id: ClaimId,
+        sandbox: Box<NewSandbox>,
+        now_ms: u64,
+    },
+    /// A member is to be deleted. Rejected once somebody has it.
+    RetireWarm {
+        sandbox_id: SandboxId,
+        now_ms: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -388,4 +423,10 @@ pub enum RegionRejection {
     TokenTaken,
     #[error("the sandbox has {0} preview links already")]
     TooManyTokens(u64),
+    /// It is no running member of a warm pool that is like what was asked for.
+    #[error("the sandbox cannot be claimed")]
+    NotClaimable,
+    /// Another create was faster.
+    #[error("the sandbox was claimed already")]
+    Claimed,
 }

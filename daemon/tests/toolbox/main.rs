@@ -2,6 +2,7 @@
 
 mod channels;
 mod files;
+mod identity;
 mod processes;
 mod protection;
 mod sessions;

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use atoll_api::daemon::{DaemonConfig, Hello, preamble};
+use atoll_api::daemon::{DaemonConfig, Hello, owner_preamble, preamble};
 use axum::body::{Body, Bytes};
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Method, Request, StatusCode};
@@ -138,8 +138,19 @@ impl World {
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
+        self.send_on(self.connect().await, request).await
+    }
+
+    /// As the node itself, and not for one of its callers.
+    pub async fn send_as_owner(&self, request: Request<Body>) -> Answer {
+        let mut stream = self.stranger().await;
+        stream.write_all(owner_preamble(&self.secret).as_bytes()).await.unwrap();
+        self.send_on(stream, request).await
+    }
+
+    async fn send_on(&self, stream: TcpStream, request: Request<Body>) -> Answer {
         let what = format!("{} {}", request.method(), request.uri());
-        let stream = TokioIo::new(self.connect().await);
+        let stream = TokioIo::new(stream);
         let exchange = async {
             let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
             tokio::spawn(connection);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_api::access::Caller;
-use atoll_api::ids::{NodeId, RegionName};
+use atoll_api::ids::{NodeId, RegionName, WarmPoolId};
 use atoll_api::tokens::{ApiKey, TokenHash};
 use atoll_certs::ca::CaFingerprint;
 use atoll_certs::join_token::JoinToken;
@@ -51,6 +51,9 @@ pub struct RegionStatus {
     pub health: BTreeMap<NodeId, NodeHealth>,
     pub sandboxes: BTreeMap<NodeId, u32>,
     pub groups: Vec<GroupStatusView>,
+    /// How many sandboxes of each warm pool wait to be claimed; pools without any have no entry.
+    #[serde(default)]
+    pub warm: BTreeMap<WarmPoolId, u32>,
 }
 
 impl ClusterVerbs {
@@ -81,6 +84,12 @@ impl ClusterVerbs {
                 self.propose(ClusterCommand::RemoveNode { node_id, now_ms: now_ms() }).await?;
                 Ok(VerbAnswer::Done)
             }
+            Verb::ListWarmPools => self.list_warm_pools(caller).await,
+            Verb::CreateWarmPool { snapshot, size, target } => {
+                self.create_warm_pool(caller, &snapshot, size, target).await
+            }
+            Verb::ResizeWarmPool { pool_id, size } => self.resize_warm_pool(caller, pool_id, size).await,
+            Verb::DeleteWarmPool { pool_id } => self.delete_warm_pool(caller, pool_id).await,
             _ => Err(VerbError::Internal("not a verb of the cluster".into())),
         }
     }
@@ -140,12 +149,10 @@ impl ClusterVerbs {
         })?;
         let mut all = self.own_status();
         all.groups.insert(0, self.cluster.status().into());
-        let others = regions.iter().filter(|region| **region != self.home).map(|region| async {
-            let asked = self.forwarder.ask_region(region, StreamHeader::Status, &(), STATUS_DEADLINE);
-            tokio::time::timeout(STATUS_DEADLINE, asked).await.ok()?.ok()?
-        });
+        let others =
+            regions.iter().filter(|region| **region != self.home).map(|region| self.status_of(region));
         for status in futures_util::future::join_all(others).await.into_iter().flatten() {
-            let RegionStatus { health, sandboxes, groups } = status;
+            let RegionStatus { health, sandboxes, groups, warm: _ } = status;
             all.health.extend(health);
             all.sandboxes.extend(sandboxes);
             all.groups.extend(groups);
@@ -159,19 +166,26 @@ impl ClusterVerbs {
         Ok(VerbAnswer::Cluster(ClusterView { cluster_id, nodes: nodes.collect(), groups: all.groups }))
     }
 
+    /// `None` when no node of the other region says in time.
+    pub(super) async fn status_of(&self, region: &RegionName) -> Option<RegionStatus> {
+        let asked = self.forwarder.ask_region(region, StreamHeader::Status, &(), STATUS_DEADLINE);
+        tokio::time::timeout(STATUS_DEADLINE, asked).await.ok()?.ok()?
+    }
+
     /// How this node's own region is, by the local replica.
     pub fn own_status(&self) -> RegionStatus {
-        let (health, sandboxes) = self.region.read(|state| {
+        let (health, sandboxes, warm) = self.region.read(|state| {
             let health = state.nodes.iter().map(|(node_id, node)| (*node_id, node.health)).collect();
             let sandboxes = state
                 .nodes
                 .keys()
                 .map(|node_id| (*node_id, state.usage(*node_id).sandboxes as u32))
                 .collect();
-            (health, sandboxes)
+            let ready = |pool_id| (pool_id, state.ready_members(pool_id) as u32);
+            (health, sandboxes, state.pools_with_members().map(ready).collect())
         });
         let groups = self.consensus.statuses().into_iter().filter(|group| group.name != "cluster");
-        RegionStatus { health, sandboxes, groups: groups.map(GroupStatusView::from).collect() }
+        RegionStatus { health, sandboxes, groups: groups.map(GroupStatusView::from).collect(), warm }
     }
 
     fn administrator(&self, caller: &Caller) -> Result<(), VerbError> {

@@ -65,6 +65,10 @@ impl ControlPlane {
             | Verb::GrantPush
             | Verb::ClusterStatus
             | Verb::CreateJoinToken { .. }
+            | Verb::ListWarmPools
+            | Verb::CreateWarmPool { .. }
+            | Verb::ResizeWarmPool { .. }
+            | Verb::DeleteWarmPool { .. }
             | Verb::RemoveNode { .. } => self.cluster_verbs.perform(caller, verb).await,
             Verb::Create(create) => {
                 let region = create.target.clone().unwrap_or_else(|| self.home.clone());

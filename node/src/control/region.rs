@@ -24,8 +24,10 @@ use serde::de::IntoDeserializer;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::claim::Claiming;
 use super::plane::not_found;
 use super::verb::*;
+use crate::claims::Claims;
 use crate::clock::now_ms;
 use crate::control::cluster::snapshot_by_reference;
 use crate::peers::Peers;
@@ -39,7 +41,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 const PLACE_ATTEMPTS_MAX: usize = 4;
 const SSH_EXPIRY_MINUTES_MAX: u64 = 60 * 24 * 30;
 const AUTO_STOP_MINUTES: u32 = 15;
-const AUTO_ARCHIVE_MINUTES: u32 = 7 * 24 * 60;
+pub const AUTO_ARCHIVE_MINUTES: u32 = 7 * 24 * 60;
 
 pub struct RegionVerbs {
     pub region: RegionName,
@@ -51,6 +53,8 @@ pub struct RegionVerbs {
     /// Cancelled when the node stops: waiting ends, and what is known by then is answered.
     pub draining: CancellationToken,
     pub default_snapshot: String,
+    pub claims: Arc<Claims>,
+    pub claiming: Claiming,
 }
 
 impl RegionVerbs {
@@ -148,6 +152,10 @@ impl RegionVerbs {
             | Verb::ClusterStatus
             | Verb::CreateJoinToken { .. }
             | Verb::GrantPush
+            | Verb::ListWarmPools
+            | Verb::CreateWarmPool { .. }
+            | Verb::ResizeWarmPool { .. }
+            | Verb::DeleteWarmPool { .. }
             | Verb::RemoveNode { .. } => Err(VerbError::Internal("not a verb of a region".into())),
         }
     }
@@ -158,12 +166,11 @@ impl RegionVerbs {
             message: format!("region {} is being founded", self.region),
             retry_after_s: 1,
         })?;
-        let sandbox_id = SandboxId::new(ordinal, rand::random());
         let spec = spec_of(&create, snapshot_name, snapshot);
-        let new = NewSandbox {
+        let sandbox = |sandbox_id: SandboxId| NewSandbox {
             organization_id: caller.organization_id,
-            name: create.name.unwrap_or_else(|| sandbox_id.to_string()),
-            labels: create.labels,
+            name: create.name.clone().unwrap_or_else(|| sandbox_id.to_string()),
+            labels: create.labels.clone(),
             public: create.public,
             intervals: Intervals {
                 auto_stop_minutes: create.auto_stop_minutes.unwrap_or(AUTO_STOP_MINUTES),
@@ -173,8 +180,13 @@ impl RegionVerbs {
             },
             preview_token_hash: PreviewToken::derive(self.secret.reveal(), sandbox_id).hash(),
             node_id: self.peers.me(),
-            spec,
+            spec: spec.clone(),
         };
+        if let Some(view) = self.claim(caller.organization_id, &spec, &sandbox).await? {
+            return Ok(answer(view));
+        }
+        let sandbox_id = SandboxId::new(ordinal, rand::random());
+        let new = sandbox(sandbox_id);
         let resources = new.spec.resources;
         self.place(resources, self.peers.me(), |node_id| RegionCommand::CreateSandbox {
             sandbox_id,
@@ -214,10 +226,16 @@ impl RegionVerbs {
                 random: rand::random(),
             };
             let loads = self.peers.loads();
-            let node_id = self
+            let placed = self
                 .cluster
-                .read(|cluster| self.group.read(|region| place(cluster, region, &loads, &request)))
-                .map_err(|why_not| VerbError::NoRoom(why_not.to_string()))?;
+                .read(|cluster| self.group.read(|region| place(cluster, region, &loads, &request)));
+            let node_id = match placed {
+                Ok(node_id) => node_id,
+                Err(why_not) => {
+                    let room = self.room_of_members(request.resources, &refused).await;
+                    room.ok_or_else(|| VerbError::NoRoom(why_not.to_string()))?
+                }
+            };
             match self.group.propose(command(node_id)).await.map_err(unavailable)? {
                 RegionOutcome::Applied => return Ok(()),
                 RegionOutcome::Rejected(
@@ -246,7 +264,12 @@ impl RegionVerbs {
         if view.record.desired == Desired::Archived {
             self.restore(&view).await?;
         } else if !(view.record.phase == Phase::Running && view.record.desired == Desired::Running) {
-            self.wish(view.sandbox_id, Desired::Running).await?;
+            match self.wish(view.sandbox_id, Desired::Running).await {
+                Err(VerbError::NoRoom(_)) if self.room_of_members_for(&view).await => {
+                    self.wish(view.sandbox_id, Desired::Running).await?;
+                }
+                wished => wished?,
+            }
         }
         let settled = self
             .settled(view.sandbox_id, SETTLE_DEADLINE, |record| {
@@ -464,8 +487,9 @@ impl RegionVerbs {
                     SandboxReference::Name(name) => *state.names.get(&caller.organization_id)?.get(name)?,
                 };
                 let record = state.sandboxes.get(&sandbox_id)?;
-                let theirs =
-                    record.organization_id == caller.organization_id && record.desired != Desired::Deleted;
+                let theirs = record.organization_id == caller.organization_id
+                    && record.desired != Desired::Deleted
+                    && record.member_of().is_none();
                 theirs.then(|| self.view(sandbox_id, record))
             })
             .ok_or_else(|| not_found(sandbox))
@@ -531,6 +555,11 @@ impl RegionVerbs {
     }
 }
 
+/// What a create that says nothing but the snapshot gets.
+pub fn spec_of_default(snapshot_name: String, snapshot: SnapshotRecord) -> SandboxSpec {
+    spec_of(&CreateSandbox::default(), snapshot_name, snapshot)
+}
+
 fn spec_of(create: &CreateSandbox, snapshot_name: String, snapshot: SnapshotRecord) -> SandboxSpec {
     let default = snapshot.default_resources;
     SandboxSpec {
@@ -593,7 +622,7 @@ pub fn unavailable(error: GroupError) -> VerbError {
     }
 }
 
-fn rejected(rejection: RegionRejection) -> VerbError {
+pub(super) fn rejected(rejection: RegionRejection) -> VerbError {
     let message = rejection.to_string();
     match rejection {
         RegionRejection::NotFound => VerbError::NotFound(message),

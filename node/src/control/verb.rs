@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use atoll_api::access::Caller;
-use atoll_api::ids::{NodeId, RegionName, RequestId, SandboxId};
-use atoll_api::sandbox::Egress;
+use atoll_api::ids::{NodeId, RegionName, RequestId, SandboxId, WarmPoolId};
+use atoll_api::sandbox::{Egress, Resources};
 use atoll_consensus::group::GroupStatus;
-use atoll_consensus::state::cluster::{NodeRecord, SnapshotRecord};
+use atoll_consensus::state::cluster::{NodeRecord, SnapshotRecord, WarmPoolRecord};
 use atoll_consensus::state::region::{NodeHealth, SandboxRecord};
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +158,24 @@ pub enum Verb {
     Archive {
         sandbox: SandboxReference,
     },
+    /// Answers `WarmPools`: the organization's.
+    ListWarmPools,
+    /// Answers `WarmPool`. The snapshot is named by id or name.
+    CreateWarmPool {
+        snapshot: String,
+        size: u32,
+        /// Region's name; `None`: the region of the node that was asked.
+        target: Option<RegionName>,
+    },
+    /// Answers `WarmPool`.
+    ResizeWarmPool {
+        pool_id: WarmPoolId,
+        size: u32,
+    },
+    /// Answers `Done`.
+    DeleteWarmPool {
+        pool_id: WarmPoolId,
+    },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,7 +241,20 @@ pub enum VerbAnswer {
     Cluster(ClusterView),
     JoinToken { token: String, expires_at_ms: u64 },
     PushGrant { secret: String, expires_at_ms: u64 },
+    WarmPools { pools: Vec<WarmPoolView>, unreachable_regions: Vec<RegionName> },
+    WarmPool(Box<WarmPoolView>),
     Done,
+}
+
+/// A warm pool, with what its members are like and how many are ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmPoolView {
+    pub pool_id: WarmPoolId,
+    pub record: WarmPoolRecord,
+    /// All 0, and no user, when the snapshot is gone.
+    pub resources: Resources,
+    pub user: String,
+    pub current_size: u32,
 }
 
 /// A sandbox as its region knows it. After a delete, `record.desired` is `Deleted`.

@@ -132,7 +132,7 @@ pub(super) fn sandbox_name(name: String) -> Result<String, ApiError> {
     }
 }
 
-fn snapshot_name(snapshot: String) -> Result<String, ApiError> {
+pub(super) fn snapshot_name(snapshot: String) -> Result<String, ApiError> {
     const SNAPSHOT_CHARS_MAX: usize = 256;
     if snapshot.chars().count() > SNAPSHOT_CHARS_MAX || snapshot.chars().any(char::is_control) {
         return Err(ApiError::Invalid(format!(

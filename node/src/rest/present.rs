@@ -1,14 +1,14 @@
 //! From what the inside knows to what the public API shows.
 
 use atoll_api::ids::{Generation, RegionName};
-use atoll_api::rest::{Sandbox, SandboxState, SnapshotDto, SnapshotState, Start, Timestamp};
+use atoll_api::rest::{Sandbox, SandboxState, SnapshotDto, SnapshotState, Start, Timestamp, WarmPool};
 use atoll_api::sandbox::{Desired, Phase};
 use atoll_consensus::state::cluster::SnapshotRecord;
 use atoll_consensus::state::region::{Disk, SandboxRecord};
 use http::HeaderValue;
 
 use super::door::Door;
-use crate::control::verb::SandboxView;
+use crate::control::verb::{SandboxView, WarmPoolView};
 
 /// Names regions whose sandboxes are missing from a list.
 pub(super) const UNREACHABLE_REGIONS_HEADER: &str = "x-atoll-unreachable-regions";
@@ -91,6 +91,7 @@ pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
         desired_state: record.desired.into(),
         error_reason,
         recoverable,
+        warm_pool_id: record.warm.map(|warm| warm.pool_id.0),
         backup_state: backup_state.to_owned(),
         backup_created_at,
         backup_copies,
@@ -133,6 +134,27 @@ pub(super) fn snapshot(name: String, record: SnapshotRecord) -> SnapshotDto {
         reference: record.image,
         source_sandbox_id: None,
         sandbox_class: SANDBOX_CLASS.to_owned(),
+    }
+}
+
+pub(super) fn warm_pool(view: WarmPoolView) -> WarmPool {
+    let WarmPoolView { pool_id, record, resources, user, current_size } = view;
+    WarmPool {
+        id: pool_id.0,
+        organization_id: record.organization_id,
+        snapshot: record.snapshot,
+        target: record.region.to_string(),
+        pool: record.size,
+        current_size,
+        cpu: resources.cpu,
+        mem: resources.memory_gib,
+        disk: resources.disk_gib,
+        os_user: user,
+        // A claim brings its own.
+        env: Default::default(),
+        error_reason: record.error_reason,
+        created_at: Timestamp(record.created_at_ms),
+        updated_at: Timestamp(record.updated_at_ms),
     }
 }
 

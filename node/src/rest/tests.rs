@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_api::access::{Caller, PreviewGrant, SandboxFacts, SshGrant};
-use atoll_api::ids::{Generation, NodeId, OrganizationId, RegionOrdinal, RequestId, SandboxId, UserId};
+use atoll_api::ids::{
+    Generation, NodeId, OrganizationId, RegionOrdinal, RequestId, SandboxId, UserId, WarmPoolId,
+};
 use atoll_api::rest::{SandboxState, Timestamp};
 use atoll_api::sandbox::{Desired, Phase, Placement, Resources, SandboxSpec};
 use atoll_api::tokens::{ApiKey, SignedPreviewToken, SshToken, TokenHash};
 use atoll_consensus::state::cluster::{
     ApiKeyRecord, ClusterState, NodeAddresses, NodeCapacity, NodeRecord, OrganizationRecord, RegionRecord,
-    SnapshotRecord,
+    SnapshotRecord, WarmPoolRecord,
 };
 use atoll_consensus::state::region::{CapturePurpose, Checkpoint, Disk, NodeHealth, SandboxRecord};
 use atoll_mesh::dial::{Directory, DirectoryError};
@@ -93,6 +95,7 @@ fn view() -> SandboxView {
             snapshot_taken: None,
             archive_failure: None,
             restored_version: 0,
+            warm: None,
         },
     }
 }
@@ -220,7 +223,39 @@ fn healthy(verb: &Verb) -> Result<VerbAnswer, VerbError> {
         Verb::GrantPush => {
             Ok(VerbAnswer::PushGrant { secret: key().reveal().to_owned(), expires_at_ms: NOW_MS })
         }
-        Verb::RemoveNode { .. } | Verb::Touch { .. } | Verb::ExpirePreview { .. } => Ok(VerbAnswer::Done),
+        Verb::ListWarmPools => Ok(VerbAnswer::WarmPools {
+            pools: vec![warm_pool_view(2)],
+            unreachable_regions: vec!["us".parse().unwrap()],
+        }),
+        Verb::CreateWarmPool { size, .. } | Verb::ResizeWarmPool { size, .. } => {
+            Ok(VerbAnswer::WarmPool(Box::new(warm_pool_view(*size))))
+        }
+        Verb::RemoveNode { .. }
+        | Verb::Touch { .. }
+        | Verb::ExpirePreview { .. }
+        | Verb::DeleteWarmPool { .. } => Ok(VerbAnswer::Done),
+    }
+}
+
+fn pool_id() -> WarmPoolId {
+    WarmPoolId(uuid::Uuid::from_u128(3))
+}
+
+fn warm_pool_view(size: u32) -> WarmPoolView {
+    WarmPoolView {
+        pool_id: pool_id(),
+        record: WarmPoolRecord {
+            organization_id: organization_id(),
+            snapshot: "base".into(),
+            region: "eu".parse().unwrap(),
+            size,
+            error_reason: Some("no room".into()),
+            created_at_ms: NOW_MS,
+            updated_at_ms: NOW_MS + 1,
+        },
+        resources: Resources { cpu: 1, memory_gib: 2, disk_gib: 3 },
+        user: "daytona".into(),
+        current_size: 1,
     }
 }
 
@@ -507,6 +542,14 @@ async fn every_route_asks_its_verb_and_answers_in_the_documented_shape() {
         ("GET", "/api/snapshots".to_owned(), Value::Null, 200, Some(Verb::ListSnapshots), "PaginatedSnapshots"),
         ("GET", "/api/snapshots/base".to_owned(), Value::Null, 200, Some(Verb::GetSnapshot { id_or_name: "base".into() }), "SnapshotDto"),
         ("GET", "/api/docker-registry/registry-push-access?regionId=eu".to_owned(), Value::Null, 200, Some(Verb::GrantPush), "RegistryPushAccessDto"),
+        ("GET", "/api/warm-pools".to_owned(), Value::Null, 200, Some(Verb::ListWarmPools), "List[WarmPool]"),
+        ("POST", "/api/warm-pools".to_owned(), json!({"snapshot": "base", "pool": 3.0, "target": "us"}), 201,
+            Some(Verb::CreateWarmPool { snapshot: "base".into(), size: 3, target: Some("us".parse().unwrap()) }), "WarmPool"),
+        ("POST", "/api/warm-pools".to_owned(), json!({"snapshot": "base", "pool": 1, "target": null}), 201,
+            Some(Verb::CreateWarmPool { snapshot: "base".into(), size: 1, target: None }), "WarmPool"),
+        ("PATCH", format!("/api/warm-pools/{}", pool_id()), json!({"pool": 0}), 200,
+            Some(Verb::ResizeWarmPool { pool_id: pool_id(), size: 0 }), "WarmPool"),
+        ("DELETE", format!("/api/warm-pools/{}", pool_id()), Value::Null, 204, Some(Verb::DeleteWarmPool { pool_id: pool_id() }), ""),
         ("GET", "/api/regions".to_owned(), Value::Null, 200, None, "List[Region]"),
         ("GET", "/api/shared-regions".to_owned(), Value::Null, 200, None, "List[Region]"),
         ("GET", "/api/regions/eu".to_owned(), Value::Null, 200, None, "Region"),
@@ -966,6 +1009,47 @@ async fn a_list_names_the_regions_that_are_missing_from_it() {
     assert_eq!(answer.headers["x-atoll-unreachable-regions"], "us,ap");
     assert_eq!(answer.body["nextCursor"], Value::Null);
     assert!(answer.body["items"][0].get("env").is_none());
+}
+
+#[tokio::test]
+async fn a_warm_pool_shows_what_it_has_and_names_regions_that_cannot_be_asked() {
+    let answer = World::new().ask("GET", "/api/warm-pools", Value::Null).await;
+
+    assert_eq!(answer.headers["x-atoll-unreachable-regions"], "us");
+    let expected = json!([{
+        "id": pool_id(), "organizationId": organization_id(), "snapshot": "base", "target": "eu", "pool": 2, "currentSize": 1,
+        "cpu": 1, "mem": 2, "disk": 3, "osUser": "daytona", "env": {}, "errorReason": "no room",
+        "createdAt": "2023-11-14T22:13:20.000Z", "updatedAt": "2023-11-14T22:13:20.001Z",
+    }]);
+    assert_eq!(answer.body, expected);
+}
+
+#[tokio::test]
+async fn a_warm_pool_that_cannot_be_is_refused_by_name() {
+    let world = World::new();
+    for (body, word) in [
+        (json!({"snapshot": "base", "pool": 0}), "pool"),
+        (json!({"snapshot": "base", "pool": 101}), "pool"),
+        (json!({"snapshot": "base", "pool": 1.5}), "pool"),
+        (json!({"snapshot": "base", "pool": -1}), "pool"),
+        (json!({"snapshot": "base", "pool": "many"}), "pool"),
+        (json!({"snapshot": "base"}), "pool"),
+        (json!({"pool": 1}), "snapshot"),
+        (json!({"snapshot": "", "pool": 1}), "snapshot"),
+        (json!({"snapshot": "base", "pool": 1, "target": "EU"}), "target"),
+    ] {
+        let answer = world.ask("POST", "/api/warm-pools", body.clone()).await;
+        let message = refused(&answer, 400, "BAD_REQUEST");
+        assert!(message.contains(word), "{body}: {message}");
+    }
+    let path = format!("/api/warm-pools/{}", pool_id());
+    for body in [json!({"pool": -1}), json!({"pool": 101}), json!({})] {
+        refused(&world.ask("PATCH", &path, body).await, 400, "BAD_REQUEST");
+    }
+    for method in ["PATCH", "DELETE"] {
+        refused(&world.ask(method, "/api/warm-pools/nonsense", json!({"pool": 1})).await, 404, "NOT_FOUND");
+    }
+    assert_eq!(world.last_asked(), None);
 }
 
 #[tokio::test]

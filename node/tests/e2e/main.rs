@@ -9,6 +9,7 @@ mod membership;
 mod processes;
 mod registry;
 mod sdk;
+mod warm_pools;
 mod world;
 
 use std::path::Path;
@@ -28,7 +29,7 @@ fn rules(runtime: Runtime) -> Vec<Rule> {
         .concat();
     match runtime {
         // Images are the node's, whatever runs its sandboxes.
-        Runtime::Embedded => [&both[..], disks::RULES, registry::RULES].concat(),
+        Runtime::Embedded => [&both[..], disks::RULES, registry::RULES, warm_pools::RULES].concat(),
         Runtime::Docker => both,
     }
 }

@@ -86,12 +86,12 @@ impl World {
 
     pub fn create_with(&self, node: usize, body: Value) -> Made<'_> {
         let made = self.api(node, Method::POST, "/sandbox", Some(body)).expect(200).json();
+        assert_eq!(made["state"], "started", "{made}");
         self.made(&made)
     }
 
-    /// A sandbox as an answer shows it, which must run.
+    /// A sandbox as an answer shows it.
     pub fn made(&self, made: &Value) -> Made<'_> {
-        assert_eq!(made["state"], "started", "{made}");
         let owner = made["runnerId"].as_str().expect("runnerId is the owner");
         let (owner, _) = self.cluster.node_by_id(owner).expect("the owner is one of the nodes");
         Made { world: self, id: made["id"].as_str().expect("an id").to_owned(), owner }

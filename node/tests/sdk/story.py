@@ -3,7 +3,6 @@
 import asyncio
 import sys
 import time
-import time
 import urllib.parse
 import urllib.request
 
@@ -24,6 +23,7 @@ from daytona import (
     SessionExecuteRequest,
 )
 from daytona.common.pty import PtySize
+from daytona_api_client.exceptions import ConflictException, NotFoundException
 
 requests: list[str] = []
 unwatched = urllib3.connectionpool.HTTPConnectionPool.urlopen
@@ -172,6 +172,20 @@ headers = {"Host": urllib.parse.urlsplit(link.url).netloc, "X-Daytona-Preview-To
 request = urllib.request.Request(third + "/index.html", headers=headers)
 with urllib.request.urlopen(request, timeout=20) as page:
     assert page.read() == b"preview-works\n"
+
+# a warm pool: made on 2, seen to be full on 3, which answers the same for another of its kind, emptied and deleted on 1
+pool = two.warm_pool.create(sandbox.snapshot, pool=1, target=sandbox.target)
+assert (pool.snapshot, pool.target, pool.pool) == (sandbox.snapshot, sandbox.target, 1), pool
+# (This part of the SDK lets its generated client's errors through.)
+refused(ConflictException, lambda: client(third).warm_pool.create(sandbox.snapshot, pool=2, target=sandbox.target))
+shown = lambda: next(item for item in client(third).warm_pool.list() if item.id == pool.id)
+deadline = time.monotonic() + 60
+while shown().current_size != 1:
+    assert time.monotonic() < deadline, shown()
+    time.sleep(0.02)
+assert one.warm_pool.update(pool.id, pool=0).pool == 0
+one.warm_pool.delete(pool.id)
+refused(NotFoundException, lambda: two.warm_pool.update(pool.id, pool=1))
 
 # stop and start on 3, delete on 2
 three = client(third).get(made.id)

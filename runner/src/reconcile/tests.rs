@@ -6,6 +6,7 @@ use atoll_api::sandbox::Resources;
 use super::*;
 
 mod capturing;
+mod claiming;
 mod pausing;
 mod providing;
 mod reaching;
@@ -80,6 +81,7 @@ impl World {
             phase,
             made_by_version: 1,
             capture: None,
+            origin: Origin::Asked,
         };
         self.wanted.insert(sandbox(number), assignment);
         self.tell()

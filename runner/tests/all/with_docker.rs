@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use super::through;
-use crate::world::{Folder, World, eventually, incarnation, sandbox, spec};
+use crate::world::{Folder, World, eventually, incarnation, next_number, sandbox, spec};
 
 const IMAGE: &str = "atoll-runner-test:busybox";
 
@@ -29,8 +29,6 @@ struct Host {
 impl Host {
     /// `None` where nothing can be tested, with the reason on stderr.
     fn new() -> Option<Host> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = u64::from(NUMBER.fetch_add(1, Ordering::Relaxed));
         let engine = Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).output();
         if !engine.is_ok_and(|output| output.status.success()) {
             eprintln!("SKIPPED: no Docker engine answers here");
@@ -43,7 +41,7 @@ impl Host {
         let folder = Folder::new();
         import_image(&folder);
         let daemon = build_stand_in(&folder);
-        let node_id = NodeId((number << 56) | (u64::from(std::process::id()) << 24));
+        let node_id = NodeId((u64::from(next_number()) << 56) | (u64::from(std::process::id()) << 24));
         Some(Host { folder, config: DockerConfig::for_node(node_id), daemon })
     }
 

@@ -8,7 +8,7 @@ use atoll_api::ids::Generation;
 use atoll_api::sandbox::{Desired, Phase, SandboxSpec};
 use atoll_runner::fake::{FakeDaemon, FakeLayer, FakeRuntime, FakeVerb, Fault};
 use atoll_runner::store::{ConfigChange, Registries, Store, StoreConfig};
-use atoll_runner::{Exit, ReportKind, RunnerConfig, RunnerDialError, RuntimeError};
+use atoll_runner::{Exit, NotGranted, Origin, ReportKind, RunnerConfig, RunnerDialError, RuntimeError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::through;
@@ -433,4 +433,54 @@ async fn many_sandboxes_are_made_side_by_side_and_all_run() {
 
     world.until_running(60).await;
     eventually("all run", async || world.runner.status().counts.serving == 60).await;
+}
+
+fn claim(world: &mut World, number: u8, user: &str) -> u64 {
+    let assignment = world.wanted.get_mut(&number).unwrap();
+    let mut spec = SandboxSpec::clone(&assignment.spec);
+    spec.user = user.into();
+    spec.env = [("COLOR".to_owned(), "blue".to_owned())].into();
+    spec.egress.block_all = true;
+    assignment.spec = Arc::new(spec);
+    assignment.origin = Origin::Claimed;
+    assignment.desired_version += 1;
+    let version = assignment.desired_version;
+    world.tell();
+    version
+}
+
+#[tokio::test]
+async fn a_claimed_sandbox_is_the_callers_before_the_claim_is_answered_and_after_a_restart() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    world.place(1, a_spec());
+    world.until_running(1).await;
+
+    let version = claim(&mut world, 1, "daytona");
+    world.runner.until_granted(sandbox(1), Generation(1), version).await.unwrap();
+
+    let expected = || {
+        let env = [("COLOR".to_owned(), "blue".to_owned())].into();
+        Some(atoll_api::daemon::Identity { user: "daytona".into(), env })
+    };
+    assert_eq!(fake.identity(incarnation(1, 1)), expected());
+    assert!(fake.spec(incarnation(1, 1)).unwrap().egress.block_all);
+    world.wish(1, Desired::Stopped);
+    world.until_stopped(1).await;
+    world.wish(1, Desired::Running);
+    world.until_running(1).await;
+    assert_eq!(fake.identity(incarnation(1, 1)), expected());
+}
+
+#[tokio::test]
+async fn a_claim_that_cannot_be_carried_out_is_answered_with_the_reason() {
+    let (fake, folder) = (FakeRuntime::new(), Folder::new());
+    let mut world = world(&fake, &folder).await;
+    world.place(1, a_spec());
+    world.until_running(1).await;
+
+    let version = claim(&mut world, 1, "ghost");
+    let answer = world.runner.until_granted(sandbox(1), Generation(1), version).await;
+
+    assert_eq!(answer, Err(NotGranted::Failed("the image has no user \"ghost\"".into())));
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use atoll_api::ids::{Generation, RegionOrdinal, SandboxId};
 use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_runner::{
-    Assignment, CaptureWish, EngineImages, ImageSource, Incarnation, Kept, Report, ReportKind, Runner,
-    RunnerConfig, RunnerHandle, Runtime, RuntimeError,
+    Assignment, CaptureWish, EngineImages, ImageSource, Incarnation, Kept, Origin, Report, ReportKind,
+    Runner, RunnerConfig, RunnerHandle, Runtime, RuntimeError,
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -82,6 +82,7 @@ impl World {
             phase,
             made_by_version: 1,
             capture: None,
+            origin: Origin::Asked,
         };
         self.wanted.insert(number, assignment);
         self.tell();
@@ -193,13 +194,18 @@ impl World {
     }
 }
 
+/// Another one for each caller in this process, whichever module it is compiled into.
+pub fn next_number() -> u32 {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    NUMBER.fetch_add(1, Ordering::Relaxed)
+}
+
 /// A folder that goes with the test.
 pub struct Folder(PathBuf);
 
 impl Folder {
     pub fn new() -> Folder {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let number = next_number();
         let path = std::env::temp_dir().join(format!("atoll-runner-test-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Folder(path)

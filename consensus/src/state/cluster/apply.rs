@@ -14,7 +14,7 @@ use super::{
 /// How long an expired join token is kept, so that who comes with it learns that it has expired.
 pub const JOIN_TOKEN_REMEMBERED_MS: u64 = 24 * 60 * 60 * 1_000;
 
-type Judged = Result<(), ClusterRejection>;
+pub(super) type Judged = Result<(), ClusterRejection>;
 
 impl ClusterState {
     pub fn apply(&mut self, command: ClusterCommand) -> ClusterOutcome {
@@ -46,6 +46,16 @@ impl ClusterState {
             }
             DeleteSnapshot { name } => {
                 self.snapshots.remove(&name);
+                Ok(())
+            }
+            CreateWarmPool { pool_id, pool } => self.create_warm_pool(pool_id, pool),
+            ResizeWarmPool { pool_id, size, now_ms } => self.resize_warm_pool(pool_id, size, now_ms),
+            DeleteWarmPool { pool_id } => {
+                self.warm_pools.remove(&pool_id);
+                Ok(())
+            }
+            NoteWarmPool { pool_id, error_reason } => {
+                self.note_warm_pool(pool_id, error_reason);
                 Ok(())
             }
         };

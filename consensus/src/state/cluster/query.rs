@@ -49,6 +49,7 @@ impl ClusterState {
             let is_known = self.nodes.contains_key(&founder) || self.removed_nodes.contains_key(&founder);
             assert!(is_known, "{name} was founded by a node, {founder}");
         }
+        self.check_warm_pools();
         for (key_hash, key) in &self.api_keys {
             let organization_id = key.organization_id;
             assert!(self.organizations.contains_key(&organization_id), "{key_hash:?} is of an organization");

@@ -1,6 +1,6 @@
 //! The cluster's rules: each test is named after one.
 
-use atoll_api::ids::{NodeId, OrganizationId, RegionName, RegionOrdinal, UserId};
+use atoll_api::ids::{NodeId, OrganizationId, RegionName, RegionOrdinal, UserId, WarmPoolId};
 use atoll_api::sandbox::Resources;
 use atoll_api::tokens::TokenHash;
 use atoll_api::wire;
@@ -357,6 +357,116 @@ fn a_snapshot_is_replaced_and_deleted_by_name() {
     assert!(world.state.snapshots.is_empty());
 }
 
+fn snapshot() -> SnapshotRecord {
+    SnapshotRecord {
+        id: uuid::Uuid::nil(),
+        image: "a".into(),
+        entrypoint: vec![],
+        default_user: "daytona".into(),
+        default_resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 3 },
+        allow_sudo: true,
+        created_at_ms: NOW_MS,
+    }
+}
+
+fn pool_id(n: u128) -> WarmPoolId {
+    WarmPoolId(uuid::Uuid::from_u128(n))
+}
+
+fn pool(organization_number: u128, snapshot: &str, size: u32) -> WarmPoolRecord {
+    WarmPoolRecord {
+        organization_id: organization(organization_number),
+        snapshot: snapshot.into(),
+        region: region("eu"),
+        size,
+        error_reason: None,
+        created_at_ms: NOW_MS,
+        updated_at_ms: NOW_MS,
+    }
+}
+
+fn create_pool(n: u128, pool: WarmPoolRecord) -> ClusterCommand {
+    ClusterCommand::CreateWarmPool { pool_id: pool_id(n), pool }
+}
+
+fn resize(n: u128, size: u32) -> ClusterCommand {
+    ClusterCommand::ResizeWarmPool { pool_id: pool_id(n), size, now_ms: NOW_MS + 1 }
+}
+
+/// One node in `eu`, two organizations, the snapshots `s0` to `s11`.
+fn world_for_pools() -> World {
+    let mut world = World::founded(1);
+    world.accept(put_organization(1));
+    world.accept(put_organization(2));
+    for n in 0..12 {
+        world.accept(ClusterCommand::PutSnapshot { name: format!("s{n}"), snapshot: snapshot() });
+    }
+    world
+}
+
+#[test]
+fn an_organization_has_one_warm_pool_for_a_snapshot_in_a_region() {
+    let mut world = world_for_pools();
+    world.accept(create_pool(1, pool(1, "s1", 3)));
+    world.accept(create_pool(1, pool(1, "s1", 3)));
+
+    world.refuse(create_pool(2, pool(1, "s1", 3)), WarmPoolExists(pool_id(1)));
+    world.accept(create_pool(3, pool(2, "s1", 3)));
+    world.accept(create_pool(4, pool(1, "s2", 3)));
+
+    let found = |n, snapshot| world.state.warm_pool_for(organization(n), snapshot, &region("eu"));
+    assert_eq!((found(1, "s1"), found(2, "s1"), found(2, "s2")), (Some(pool_id(1)), Some(pool_id(3)), None));
+    world.accept(ClusterCommand::DeleteWarmPool { pool_id: pool_id(1) });
+    world.accept(ClusterCommand::DeleteWarmPool { pool_id: pool_id(1) });
+    world.accept(create_pool(2, pool(1, "s1", 3)));
+}
+
+#[test]
+fn a_warm_pool_is_of_what_exists() {
+    let mut world = world_for_pools();
+    let elsewhere = WarmPoolRecord { region: region("mars"), ..pool(1, "s1", 1) };
+
+    world.refuse(create_pool(1, pool(3, "s1", 1)), NotFound);
+    world.refuse(create_pool(1, pool(1, "unknown", 1)), NotFound);
+    world.refuse(create_pool(1, elsewhere), RegionUnknown(region("mars")));
+    world.refuse(resize(1, 5), NotFound);
+}
+
+#[test]
+fn warm_pools_have_a_budget_that_lets_them_shrink() {
+    let mut world = world_for_pools();
+    let too_many = |outcome| matches!(outcome, ClusterOutcome::Rejected(TooManyWarm(_)));
+
+    assert!(too_many(world.apply(create_pool(1, pool(1, "s1", WARM_PER_POOL_MAX + 1)))));
+    world.accept(create_pool(1, pool(1, "s1", WARM_PER_POOL_MAX)));
+    world.accept(create_pool(2, pool(1, "s2", WARM_PER_ORGANIZATION_MAX - WARM_PER_POOL_MAX)));
+    assert!(too_many(world.apply(create_pool(3, pool(1, "s3", 1)))));
+    // Another organization's are its own.
+    world.accept(create_pool(4, pool(2, "s1", WARM_PER_POOL_MAX)));
+    world.accept(resize(1, 0));
+    world.accept(create_pool(3, pool(1, "s3", 1)));
+    assert!(too_many(world.apply(resize(1, WARM_PER_POOL_MAX))));
+    world.accept(resize(1, WARM_PER_POOL_MAX - 1));
+    assert_eq!(world.state.warm_pools[&pool_id(1)].updated_at_ms, NOW_MS + 1);
+}
+
+#[test]
+fn what_keeps_a_warm_pool_from_being_full_is_noted() {
+    let mut world = world_for_pools();
+    world.accept(create_pool(1, pool(1, "s1", 1)));
+    let note = |n, reason: Option<&str>| ClusterCommand::NoteWarmPool {
+        pool_id: pool_id(n),
+        error_reason: reason.map(str::to_owned),
+    };
+
+    world.accept(note(1, Some("no room")));
+    world.accept(note(2, Some("gone")));
+
+    assert_eq!(world.state.warm_pools[&pool_id(1)].error_reason.as_deref(), Some("no room"));
+    world.accept(note(1, None));
+    assert_eq!(world.state.warm_pools[&pool_id(1)].error_reason, None);
+}
+
 fn any_command() -> impl Strategy<Value = ClusterCommand> {
     let a_token = || (0..3u8).prop_map(|n| hash(&n.to_string()));
     let a_node = || (1..=5u64).prop_map(NodeId);
@@ -385,6 +495,16 @@ fn any_command() -> impl Strategy<Value = ClusterCommand> {
         2 => (a_token(), 1..3u128).prop_map(|(key_hash, n)| ClusterCommand::PutApiKey { key_hash, key: api_key(n, None) }),
         1 => a_token().prop_map(|key_hash| ClusterCommand::DeleteApiKey { key_hash }),
         1 => Just(ClusterCommand::DeleteSnapshot { name: "base".into() }),
+        2 => Just(ClusterCommand::PutSnapshot { name: "base".into(), snapshot: snapshot() }),
+        4 => (1..4u128, 1..3u128, 0..120u32).prop_map(|(n, organization_number, size)| {
+            create_pool(n, WarmPoolRecord { region: region("r1"), ..pool(organization_number, "base", size) })
+        }),
+        2 => (1..4u128, 0..120u32).prop_map(|(n, size)| resize(n, size)),
+        1 => (1..4u128).prop_map(|n| ClusterCommand::DeleteWarmPool { pool_id: pool_id(n) }),
+        1 => (1..4u128, any::<bool>()).prop_map(|(n, is_well)| ClusterCommand::NoteWarmPool {
+            pool_id: pool_id(n),
+            error_reason: (!is_well).then(|| "no room".to_owned()),
+        }),
     ]
 }
 

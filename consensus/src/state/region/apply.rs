@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use atoll_api::ids::{Generation, NodeId, RegionOrdinal, SandboxId};
+use atoll_api::ids::{ClaimId, Generation, NodeId, RegionOrdinal, SandboxId, WarmPoolId};
 use atoll_api::sandbox::{Desired, Phase, Placement, Resources, SandboxSpec};
 use atoll_api::tokens::TokenHash;
 
@@ -11,7 +11,7 @@ use super::capture::CaptureReport;
 use super::index::{Expiring, NodeUsage};
 use super::{
     CapturePurpose, Disk, Intervals, NewSandbox, NodeHealth, PreviewTokenRecord, RegionCommand, RegionNode,
-    RegionOutcome, RegionRejection, RegionState, SandboxRecord, SshTokenRecord,
+    RegionOutcome, RegionRejection, RegionState, SandboxRecord, SshTokenRecord, Warm, is_claimable_as,
 };
 
 /// How long after its creation a sandbox's id is remembered although it is gone. Longer than any proposer repeats a
@@ -34,7 +34,7 @@ impl RegionState {
             JudgeNode { node_id, health, now_ms } => self.judge_node(node_id, health, now_ms),
             WithdrawNode { node_id } => self.withdraw_node(node_id),
             CreateSandbox { sandbox_id, sandbox, now_ms } => {
-                self.create_sandbox(sandbox_id, *sandbox, now_ms)
+                self.create_sandbox(sandbox_id, None, *sandbox, now_ms)
             }
             PlaceSandbox { sandbox_id, placement, now_ms } => {
                 self.place_sandbox(sandbox_id, placement, now_ms)
@@ -80,6 +80,13 @@ impl RegionState {
                 self.restore_sandbox(sandbox_id, placement, now_ms)
             }
             ExpireTokens { now_ms } => self.expire_tokens(now_ms),
+            CreateWarm { sandbox_id, pool_id, sandbox, now_ms } => {
+                self.create_sandbox(sandbox_id, Some(pool_id), *sandbox, now_ms)
+            }
+            ClaimWarm { sandbox_id, claim_id, sandbox, now_ms } => {
+                self.claim_warm(sandbox_id, claim_id, *sandbox, now_ms)
+            }
+            RetireWarm { sandbox_id, now_ms } => self.retire_warm(sandbox_id, now_ms),
         };
         match judged {
             Ok(()) => RegionOutcome::Applied,
@@ -173,6 +180,7 @@ impl RegionState {
     pub(super) fn create_sandbox(
         &mut self,
         sandbox_id: SandboxId,
+        pool_id: Option<WarmPoolId>,
         sandbox: NewSandbox,
         now_ms: u64,
     ) -> Judged {
@@ -180,14 +188,16 @@ impl RegionState {
             return Err(RegionRejection::WrongRegion);
         }
         if let Some(record) = self.sandboxes.get(&sandbox_id) {
-            let said_again = record.parent.is_none() && record.is_made_of(&sandbox);
+            let said_again = record.warm.map(|warm| warm.pool_id) == pool_id
+                && record.parent.is_none()
+                && record.is_made_of(&sandbox);
             return if said_again { Ok(()) } else { Err(RegionRejection::IdTaken) };
         }
         if self.tombstones.contains_key(&sandbox_id) {
             return Err(RegionRejection::Deleting);
         }
         // The name comes first: no other node would make it free.
-        if self.by_name(sandbox.organization_id, &sandbox.name).is_some() {
+        if pool_id.is_none() && self.by_name(sandbox.organization_id, &sandbox.name).is_some() {
             return Err(RegionRejection::NameTaken(sandbox.name));
         }
         self.judge_room(sandbox.node_id, NodeUsage::of(sandbox.spec.resources, Desired::Running))?;
@@ -202,7 +212,9 @@ impl RegionState {
             preview_token_hash,
             node_id,
         } = sandbox;
-        self.names.entry(organization_id).or_default().insert(name.clone(), sandbox_id);
+        if pool_id.is_none() {
+            self.names.entry(organization_id).or_default().insert(name.clone(), sandbox_id);
+        }
         let record = SandboxRecord {
             organization_id,
             name,
@@ -227,9 +239,68 @@ impl RegionState {
             snapshot_taken: None,
             archive_failure: None,
             restored_version: 0,
+            warm: pool_id.map(|pool_id| Warm { pool_id, claim_id: None }),
         };
         self.index.add_sandbox(sandbox_id, &record);
         self.sandboxes.insert(sandbox_id, record);
+        Ok(())
+    }
+
+    fn claim_warm(
+        &mut self,
+        sandbox_id: SandboxId,
+        claim_id: ClaimId,
+        sandbox: NewSandbox,
+        now_ms: u64,
+    ) -> Judged {
+        let record = self.sandboxes.get(&sandbox_id).ok_or(RegionRejection::NotFound)?;
+        let warm = record.warm.ok_or(RegionRejection::NotClaimable)?;
+        match warm.claim_id {
+            Some(claimed_by) if claimed_by == claim_id => return Ok(()),
+            Some(_) => return Err(RegionRejection::Claimed),
+            None if record.desired == Desired::Deleted => return Err(RegionRejection::Deleting),
+            None => {}
+        }
+        let fits = record.is_ready()
+            && record.organization_id == sandbox.organization_id
+            && record.placement.node_id == sandbox.node_id
+            && record.preview_token_hash == sandbox.preview_token_hash
+            && is_claimable_as(&record.spec, &sandbox.spec);
+        if !fits {
+            return Err(RegionRejection::NotClaimable);
+        }
+        if self.nodes.get(&sandbox.node_id).is_none_or(|node| node.health != NodeHealth::Ready) {
+            return Err(RegionRejection::NodeNotReady);
+        }
+        if self.by_name(sandbox.organization_id, &sandbox.name).is_some() {
+            return Err(RegionRejection::NameTaken(sandbox.name));
+        }
+
+        self.drop_tokens_of(sandbox_id);
+        let names = self.names.entry(sandbox.organization_id).or_default();
+        names.insert(sandbox.name.clone(), sandbox_id);
+        self.revise(sandbox_id, |record| {
+            record.name = sandbox.name;
+            record.spec = sandbox.spec;
+            record.labels = sandbox.labels;
+            record.public = sandbox.public;
+            record.set_intervals(sandbox.intervals);
+            record.warm = Some(Warm { claim_id: Some(claim_id), ..warm });
+            record.desired_version = record.desired_version.saturating_add(1);
+            record.created_at_ms = now_ms;
+            record.touch(now_ms);
+        });
+        Ok(())
+    }
+
+    fn retire_warm(&mut self, sandbox_id: SandboxId, now_ms: u64) -> Judged {
+        let record = self.sandboxes.get(&sandbox_id).ok_or(RegionRejection::NotFound)?;
+        if record.member_of().is_none() {
+            return Err(RegionRejection::Claimed);
+        }
+        if record.desired != Desired::Deleted {
+            self.doom(sandbox_id, now_ms);
+        }
         Ok(())
     }
 
@@ -529,10 +600,7 @@ impl RegionState {
     fn doom(&mut self, sandbox_id: SandboxId, now_ms: u64) {
         self.fail_captures(sandbox_id, "the sandbox was deleted", now_ms);
         self.free_name(sandbox_id);
-        self.drop_ssh_token_of(sandbox_id);
-        for token_hash in self.index.preview_tokens.get(&sandbox_id).cloned().unwrap_or_default() {
-            self.drop_preview_token(token_hash);
-        }
+        self.drop_tokens_of(sandbox_id);
         self.revise(sandbox_id, |record| {
             record.desired = Desired::Deleted;
             record.desired_version = record.desired_version.saturating_add(1);
@@ -564,6 +632,13 @@ impl RegionState {
         if record.updated_at_ms < remembered_until_ms {
             self.tombstones.insert(sandbox_id, remembered_until_ms);
             self.index.expiries.insert((remembered_until_ms, Expiring::Tombstone(sandbox_id)));
+        }
+    }
+
+    fn drop_tokens_of(&mut self, sandbox_id: SandboxId) {
+        self.drop_ssh_token_of(sandbox_id);
+        for token_hash in self.index.preview_tokens.get(&sandbox_id).cloned().unwrap_or_default() {
+            self.drop_preview_token(token_hash);
         }
     }
 

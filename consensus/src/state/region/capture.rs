@@ -147,7 +147,7 @@ impl RegionState {
                 None
             }
         };
-        self.create_sandbox(sandbox_id, sandbox, now_ms)?;
+        self.create_sandbox(sandbox_id, None, sandbox, now_ms)?;
         let disk = archived.clone().map_or(Disk::Awaited, Disk::Checkpoint);
         self.revise(sandbox_id, |record| {
             record.parent = Some(parent);

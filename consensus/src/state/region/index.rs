@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use atoll_api::ids::{NodeId, OrganizationId, SandboxId};
+use atoll_api::ids::{NodeId, OrganizationId, SandboxId, WarmPoolId};
 use atoll_api::sandbox::{Desired, Resources};
 use atoll_api::tokens::TokenHash;
 
@@ -55,6 +55,16 @@ impl NodeUsage {
         }
     }
 
+    /// Without a part of it; nothing is less than nothing.
+    pub fn less(self, part: NodeUsage) -> NodeUsage {
+        NodeUsage {
+            cpu: self.cpu.saturating_sub(part.cpu),
+            memory_gib: self.memory_gib.saturating_sub(part.memory_gib),
+            disk_gib: self.disk_gib.saturating_sub(part.disk_gib),
+            sandboxes: self.sandboxes.saturating_sub(part.sandboxes),
+        }
+    }
+
     pub(super) fn minus(self, other: NodeUsage) -> NodeUsage {
         NodeUsage {
             cpu: self.cpu - other.cpu,
@@ -70,7 +80,10 @@ pub(super) struct Index {
     /// Nodes without a sandbox have no entry. What is archived is on none.
     pub(super) by_node: BTreeMap<NodeId, OnNode>,
     pub(super) forks: Forks,
+    /// Without members of warm pools.
     pub(super) by_age: BTreeMap<OrganizationId, BTreeSet<Cursor>>,
+    /// Pools without a member have no entry.
+    pub(super) members: BTreeMap<WarmPoolId, BTreeSet<SandboxId>>,
     pub(super) ssh_tokens: BTreeMap<SandboxId, TokenHash>,
     pub(super) preview_tokens: BTreeMap<SandboxId, BTreeSet<TokenHash>>,
     pub(super) expiries: BTreeSet<(u64, Expiring)>,
@@ -116,7 +129,14 @@ impl Index {
         if let Some(parent) = record.parent {
             self.forks.entry(parent).or_default().insert(sandbox_id);
         }
-        self.by_age.entry(record.organization_id).or_default().insert(Cursor::of(sandbox_id, record));
+        match record.member_of() {
+            None => {
+                self.by_age.entry(record.organization_id).or_default().insert(Cursor::of(sandbox_id, record));
+            }
+            Some(pool_id) => {
+                self.members.entry(pool_id).or_default().insert(sandbox_id);
+            }
+        }
     }
 
     /// `record` is as it was when it was added.
@@ -139,7 +159,14 @@ impl Index {
                 self.forks.remove(&parent);
             }
         }
-        if let Some(ages) = self.by_age.get_mut(&record.organization_id) {
+        if let Some(pool_id) = record.member_of() {
+            if let Some(members) = self.members.get_mut(&pool_id) {
+                members.remove(&sandbox_id);
+                if members.is_empty() {
+                    self.members.remove(&pool_id);
+                }
+            }
+        } else if let Some(ages) = self.by_age.get_mut(&record.organization_id) {
             ages.remove(&Cursor::of(sandbox_id, record));
             if ages.is_empty() {
                 self.by_age.remove(&record.organization_id);

@@ -24,6 +24,9 @@ impl RegionState {
             assert!(!self.tombstones.contains_key(sandbox_id), "{sandbox_id} is here, so not gone");
             let holder = self.names.get(&record.organization_id).and_then(|names| names.get(&record.name));
             match record.desired {
+                _ if record.member_of().is_some() => {
+                    assert_ne!(holder, Some(sandbox_id), "{sandbox_id} is in a warm pool and has no name");
+                }
                 Desired::Running | Desired::Stopped | Desired::Paused | Desired::Archived => {
                     assert_eq!(holder, Some(sandbox_id), "{sandbox_id} holds its name {:?}", record.name);
                 }

@@ -5,8 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use atoll_api::access::{PreviewGrant, SandboxFacts, SshGrant};
-use atoll_api::ids::{NodeId, OrganizationId, ParseIdError, SandboxId};
-use atoll_api::sandbox::{Desired, Resources};
+use atoll_api::ids::{NodeId, OrganizationId, ParseIdError, SandboxId, WarmPoolId};
+use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_api::tokens::TokenHash;
 
 use super::index::NodeUsage;
@@ -81,9 +81,12 @@ pub struct Page<'a> {
 }
 
 impl RegionState {
-    /// What decides about access and routing. `None` also for a sandbox that is to be deleted: nobody may reach it.
+    /// What decides about access and routing. `None` also for a sandbox that is to be deleted and for a member of a warm
+    /// pool: nobody may reach it.
     pub fn facts(&self, sandbox_id: SandboxId) -> Option<SandboxFacts> {
-        let record = self.sandboxes.get(&sandbox_id).filter(|record| record.desired != Desired::Deleted)?;
+        let is_somebodys =
+            |record: &&SandboxRecord| record.desired != Desired::Deleted && record.member_of().is_none();
+        let record = self.sandboxes.get(&sandbox_id).filter(is_somebodys)?;
         Some(SandboxFacts {
             sandbox_id,
             organization_id: record.organization_id,
@@ -154,6 +157,25 @@ impl RegionState {
         })
     }
 
+    /// The members of a warm pool, those that are to be deleted too.
+    pub fn members(&self, pool_id: WarmPoolId) -> impl Iterator<Item = (SandboxId, &SandboxRecord)> {
+        let sandbox_ids = self.index.members.get(&pool_id);
+        sandbox_ids
+            .into_iter()
+            .flatten()
+            .filter_map(|sandbox_id| Some((*sandbox_id, self.sandboxes.get(sandbox_id)?)))
+    }
+
+    /// Every warm pool that has members here, also when there is no such pool any more.
+    pub fn pools_with_members(&self) -> impl Iterator<Item = WarmPoolId> {
+        self.index.members.keys().copied()
+    }
+
+    /// How many members of the pool wait to be claimed.
+    pub fn ready_members(&self, pool_id: WarmPoolId) -> usize {
+        self.members(pool_id).filter(|(_, record)| record.is_ready()).count()
+    }
+
     /// What the node's sandboxes have been promised together.
     pub fn usage(&self, node_id: NodeId) -> NodeUsage {
         self.index.by_node.get(&node_id).map(|on_node| on_node.usage).unwrap_or_default()
@@ -163,6 +185,27 @@ impl RegionState {
     pub fn next_expiry_ms(&self) -> Option<u64> {
         self.index.expiries.first().map(|(expires_at_ms, _)| *expires_at_ms)
     }
+}
+
+impl SandboxRecord {
+    /// The warm pool whose member it is: nobody has it yet.
+    pub fn member_of(&self) -> Option<WarmPoolId> {
+        self.warm.filter(|warm| warm.claim_id.is_none()).map(|warm| warm.pool_id)
+    }
+
+    /// A member that waits to be claimed.
+    pub fn is_ready(&self) -> bool {
+        self.member_of().is_some() && self.desired == Desired::Running && self.phase == Phase::Running
+    }
+}
+
+/// Whether a running sandbox can become what is asked for: all that differs can be changed while it runs.
+pub fn is_claimable_as(member: &SandboxSpec, asked: &SandboxSpec) -> bool {
+    let same_start = SandboxSpec { user: member.user.clone(), env: member.env.clone(), ..asked.clone() };
+    // The image's own command runs already, as the member's user and with its environment.
+    let command_is_right =
+        member.entrypoint.is_empty() || (member.user == asked.user && member.env == asked.env);
+    command_is_right && *member == SandboxSpec { egress: member.egress.clone(), ..same_start }
 }
 
 impl RegionNode {

@@ -7,4 +7,5 @@ mod nodes;
 mod placing;
 mod properties;
 mod tokens;
+mod warm;
 pub(crate) mod world;

@@ -235,6 +235,7 @@ fn a_restored_sandbox_is_made_again_by_a_runner_that_was_away() {
         phase: Phase::Starting,
         made_by_version: 4,
         capture: None,
+        origin: Origin::Asked,
     };
     world.wanted.insert(sandbox(1), assignment);
     assert_eq!(world.tell().operations(), ["Create g2"]);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use atoll_api::ids::{Generation, NodeId, SandboxId};
+use atoll_api::ids::{ClaimId, Generation, NodeId, SandboxId, WarmPoolId};
 use atoll_api::sandbox::{Desired, Phase, Placement, Resources};
 use atoll_api::wire;
 use proptest::collection::vec;
@@ -85,6 +85,8 @@ fn any_command() -> impl Strategy<Value = RegionCommand> {
             disk_gib,
         })
     };
+    let a_pool = || (1..=2u128).prop_map(|n| WarmPoolId(uuid::Uuid::from_u128(n)));
+    let a_claim = || (1..=3u128).prop_map(|n| ClaimId(uuid::Uuid::from_u128(n)));
     let a_new_sandbox = || {
         (1..=2u128, 1..=3u8, resources(), a_node(), -1..2i32).prop_map(
             |(organization_number, name, resources, node_id, auto_delete_minutes)| {
@@ -159,6 +161,11 @@ fn any_command() -> impl Strategy<Value = RegionCommand> {
         4 => (a_sandbox(), a_placement(), a_time())
             .prop_map(|(sandbox_id, placement, now_ms)| RestoreSandbox { sandbox_id, placement, now_ms }),
         1 => a_time().prop_map(|now_ms| ExpireTokens { now_ms }),
+        6 => (a_sandbox(), a_pool(), a_new_sandbox(), a_time())
+            .prop_map(|(sandbox_id, pool_id, sandbox, now_ms)| CreateWarm { sandbox_id, pool_id, sandbox, now_ms }),
+        6 => (a_sandbox(), a_claim(), a_new_sandbox(), a_time())
+            .prop_map(|(sandbox_id, claim_id, sandbox, now_ms)| ClaimWarm { sandbox_id, claim_id, sandbox, now_ms }),
+        2 => (a_sandbox(), a_time()).prop_map(|(sandbox_id, now_ms)| RetireWarm { sandbox_id, now_ms }),
     ]
 }
 
@@ -212,6 +219,14 @@ impl Step {
                     *placement = record.placement;
                 }
             }
+            RegionCommand::ClaimWarm { sandbox_id, sandbox, .. } => {
+                if let Some(record) = state.sandboxes.get(sandbox_id) {
+                    sandbox.organization_id = record.organization_id;
+                    sandbox.spec = record.spec.clone();
+                    sandbox.preview_token_hash = record.preview_token_hash;
+                    sandbox.node_id = record.placement.node_id;
+                }
+            }
             _ => {}
         }
         command
@@ -231,6 +246,11 @@ fn play(steps: &[Step], mut each: impl FnMut(&RegionState, &RegionCommand, &Regi
 
 fn was_archived(state: &RegionState, sandbox_id: &SandboxId) -> bool {
     state.sandboxes.get(sandbox_id).is_some_and(SandboxRecord::is_archived)
+}
+
+/// Living, and somebody's: members of warm pools have neither name nor place in a list.
+fn named(state: &RegionState) -> impl Iterator<Item = (&SandboxId, &SandboxRecord)> {
+    live(state).filter(|(_, record)| record.member_of().is_none())
 }
 
 fn live(state: &RegionState) -> impl Iterator<Item = (&SandboxId, &SandboxRecord)> {
@@ -380,10 +400,25 @@ proptest! {
     fn names_of_living_sandboxes_are_unique(steps in steps()) {
         play(&steps, |_, command, _, after| {
             let mut names = BTreeSet::new();
-            for (_, record) in live(after) {
+            for (_, record) in named(after) {
                 assert!(names.insert((record.organization_id, &record.name)), "{command:?}");
             }
             assert_eq!(after.names.values().map(BTreeMap::len).sum::<usize>(), names.len());
+        });
+    }
+
+    #[test]
+    fn a_claim_is_for_one_create_and_nothing_takes_it_back(steps in steps()) {
+        play(&steps, |before, command, outcome, after| {
+            for (sandbox_id, earlier) in &before.sandboxes {
+                let (Some(earlier), Some(later)) = (earlier.warm, after.sandboxes.get(sandbox_id)) else { continue };
+                let later = later.warm.expect("it stays a pool's sandbox");
+                assert_eq!(later.pool_id, earlier.pool_id);
+                let claimed_now = later.claim_id != earlier.claim_id;
+                let by_this = matches!(command, RegionCommand::ClaimWarm { sandbox_id: claimed, claim_id, .. }
+                    if claimed == sandbox_id && later.claim_id == Some(*claim_id));
+                assert!(!claimed_now || (earlier.claim_id.is_none() && by_this && *outcome == APPLIED), "{command:?}");
+            }
         });
     }
 
@@ -418,7 +453,9 @@ proptest! {
         for number in 1..=2 {
             let whole = last.list(organization(number), |_, _| true, None, usize::MAX).items;
             let of_organization =
-                last.sandboxes.values().filter(|record| record.organization_id == organization(number)).count();
+                last.sandboxes.values().filter(|record| {
+                    record.organization_id == organization(number) && record.member_of().is_none()
+                }).count();
             prop_assert_eq!(whole.len(), of_organization);
             let mut joined = Vec::new();
             let mut after = None;
