@@ -181,10 +181,11 @@ fn survives_its_node(world: &World, pool: &str) {
             world.block_on(async { request.send().await.is_ok_and(|answer| answer.status().is_success()) });
         (ready, ready)
     });
+    // Each node notices by itself that its connection to the killed one is none any more.
     world.eventually(Duration::from_secs(30), || {
-        let probe = world.toolbox(other, &sandbox, Method::GET, "/version");
-        let status = world.send(probe).status;
-        (status == 200, status)
+        let statuses =
+            EU.map(|node| world.send(world.toolbox(node, &sandbox, Method::GET, "/version")).status);
+        (statuses == [200; 3], statuses)
     });
     is_whose_it_is(world, &sandbox);
     until_size(world, pool, 3);
