@@ -24,7 +24,7 @@ mod naming;
 mod reference;
 mod registry;
 
-pub use access::{Credentials, Registries};
+pub use access::{Credentials, KnownCredentials, Registries};
 pub use archive::Imported;
 pub use artifact::Artifact;
 pub use blobs::BlobWriter;

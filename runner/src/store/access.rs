@@ -3,6 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+/// Whose right is used to ask a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// This one's; `None` is the operator's where it has some, and nobody's elsewhere.
+    Of(Option<Credentials>),
+    /// That of anybody who may have it. Only for content whose digest somebody with a right to it has named before.
+    Anybody,
+}
+
+/// Credentials that are not in the configuration.
+pub trait KnownCredentials: Send + Sync + 'static {
+    /// Those that somebody has given for this host. Must not block.
+    fn of_host(&self, host: &str) -> Vec<Credentials>;
+}
+
 /// Never printed.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Credentials {

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::Semaphore;
 
-use super::access::{Credentials, Registries};
+use super::access::{Credentials, Identity, KnownCredentials, Registries};
 use super::blobs::{BlobWriter, Blobs};
 use super::commit::ConfigChange;
 use super::layout::{Layout, read_small};
@@ -152,6 +152,11 @@ impl Store {
         Ok(stat.f_bavail * stat.f_frsize)
     }
 
+    /// From now on what is known by its digest is also asked for with these. Only the first call counts.
+    pub fn set_known_credentials(&self, known: Arc<dyn KnownCredentials>) {
+        self.0.registry.set_known(known);
+    }
+
     pub(super) fn blobs(&self) -> &Blobs {
         &self.0.blobs
     }
@@ -195,7 +200,12 @@ impl Store {
     /// What `reference` stands for: a name, or `sha256:…` of a manifest. Its layers may still be elsewhere; to open one
     /// fetches it. A tag of a foreign registry that is known here is not asked for again.
     pub async fn resolve(&self, reference: &str) -> Result<Image, StoreError> {
-        let (name, place) = self.read_reference(reference, None)?;
+        // Whoever knows a digest was told it by somebody with a right to the image; a tag anybody can guess.
+        let identity = match reference.parse::<Reference>() {
+            Ok(Reference { version: Version::Digest(_), .. }) => Identity::Anybody,
+            Ok(_) | Err(_) => Identity::Of(None),
+        };
+        let (name, place) = self.read_reference(reference, identity)?;
         let top = match &name.version {
             Version::Digest(digest) => *digest,
             Version::Tag(_) => self.find_name(&name, place.as_ref()).await?,
@@ -211,7 +221,7 @@ impl Store {
         credentials: Option<Credentials>,
         progress: Progress,
     ) -> Result<Pulled, StoreError> {
-        let (name, place) = self.read_reference(reference, credentials)?;
+        let (name, place) = self.read_reference(reference, Identity::Of(credentials))?;
         let is_given = |named: &Named| named.origin == Origin::Given && !name.is_local();
         let given = self.name_here(&name).filter(is_given);
         let (place, top) = match (&name.version, given, place) {
@@ -334,7 +344,7 @@ impl Store {
     fn read_reference(
         &self,
         text: &str,
-        credentials: Option<Credentials>,
+        identity: Identity,
     ) -> Result<(Reference, Option<Place>), StoreError> {
         if let Ok(digest) = text.parse::<Digest>() {
             let reference = Reference {
@@ -345,7 +355,7 @@ impl Store {
             return Ok((reference, None));
         }
         let reference: Reference = text.parse()?;
-        let place = (!reference.is_local()).then(|| self.0.registry.place(&reference, credentials));
+        let place = (!reference.is_local()).then(|| self.0.registry.place(&reference, identity));
         Ok((reference, place))
     }
 

@@ -149,6 +149,8 @@ struct ConfigFile {
     #[serde(default)]
     os: String,
     #[serde(default)]
+    architecture: String,
+    #[serde(default)]
     config: Option<ConfigPart>,
     rootfs: RootFs,
 }
@@ -181,6 +183,10 @@ pub fn image(reference: &str, manifest: &Manifest, config_json: &[u8]) -> Result
     let file: ConfigFile = serde_json::from_slice(config_json).map_err(malformed)?;
     if !matches!(file.os.as_str(), "linux" | "") {
         return Err(StoreError::Bad(format!("{reference} is for {}, not for linux", file.os.escape_debug())));
+    }
+    if file.architecture != architecture() && !file.architecture.is_empty() {
+        let (its, ours) = (file.architecture.escape_debug(), architecture());
+        return Err(StoreError::Bad(format!("{reference} is for {its}, and this node is {ours}")));
     }
     let diff_ids = file.rootfs.diff_ids.unwrap_or_default();
     if diff_ids.len() != manifest.layers.len() {

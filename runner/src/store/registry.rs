@@ -5,7 +5,8 @@
 //! registry itself or, over TLS, to the token service that it names.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -13,7 +14,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, WWW_AUTHENTIC
 use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 
-use super::access::{Credentials, Registries};
+use super::access::{Credentials, Identity, KnownCredentials, Registries};
 use super::blobs::BlobWriter;
 use super::fetch::Progress;
 use super::manifest::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
@@ -38,11 +39,13 @@ const REDIRECTS_MAX: usize = 5;
 /// Of one blob, each going on where the last one ended; counted anew after progress.
 const ATTEMPTS_MAX: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
+/// Of those known for one host.
+const KNOWN_TRIED_MAX: usize = 8;
 
-#[derive(Debug)]
 pub struct RegistryClient {
     http: reqwest::Client,
     registries: Arc<Registries>,
+    known: OnceLock<Arc<dyn KnownCredentials>>,
     tokens: Mutex<HashMap<TokenKey, (String, Instant)>>,
 }
 
@@ -53,7 +56,13 @@ type TokenKey = (String, String, Option<Credentials>);
 pub struct Place {
     pub host: String,
     pub repository: String,
-    pub credentials: Option<Credentials>,
+    pub identity: Identity,
+}
+
+impl fmt::Debug for RegistryClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryClient").field("registries", &self.registries).finish_non_exhaustive()
+    }
 }
 
 impl RegistryClient {
@@ -80,16 +89,29 @@ impl RegistryClient {
             .redirect(redirects)
             .build()
             .map_err(|error| StoreError::Unreachable(format!("cannot set up TLS: {error}")))?;
-        Ok(RegistryClient { http, registries, tokens: Mutex::default() })
+        Ok(RegistryClient { http, registries, known: OnceLock::new(), tokens: Mutex::default() })
     }
 
-    /// Where `reference` lies, with the operator's credentials unless there are better ones.
-    pub fn place(&self, reference: &Reference, credentials: Option<Credentials>) -> Place {
-        let known = || self.registries.credentials.get(&reference.host).cloned();
-        Place {
-            host: reference.host.clone(),
-            repository: reference.repository.clone(),
-            credentials: credentials.or_else(known),
+    pub fn set_known(&self, known: Arc<dyn KnownCredentials>) {
+        let _ = self.known.set(known);
+    }
+
+    /// Where `reference` lies.
+    pub fn place(&self, reference: &Reference, identity: Identity) -> Place {
+        Place { host: reference.host.clone(), repository: reference.repository.clone(), identity }
+    }
+
+    /// What is shown in turn until the registry is content.
+    fn credentials(&self, place: &Place) -> Vec<Option<Credentials>> {
+        let operators = || self.registries.credentials.get(&place.host).cloned();
+        match &place.identity {
+            Identity::Of(Some(credentials)) => vec![Some(credentials.clone())],
+            Identity::Of(None) => vec![operators()],
+            Identity::Anybody => {
+                let known = self.known.get().map_or_else(Vec::new, |known| known.of_host(&place.host));
+                let known = known.into_iter().take(KNOWN_TRIED_MAX).map(Some);
+                std::iter::once(operators()).chain(known).collect()
+            }
         }
     }
 
@@ -206,13 +228,30 @@ impl RegistryClient {
         }
     }
 
-    /// Asks, and once more with what the registry wants to see first. Never answers with 401 or a failure of the server.
+    /// Asks as whoever may have it. Never answers with 401 or a failure of the server.
     async fn ask(
         &self,
         place: &Place,
         request: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
     ) -> Result<Response, StoreError> {
-        let key = (place.host.clone(), place.repository.clone(), place.credentials.clone());
+        let mut refused = place.denied(None);
+        for credentials in self.credentials(place) {
+            match self.ask_as(place, credentials, &request).await {
+                Err(error @ StoreError::Denied(_)) => refused = error,
+                answered => return answered,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Asks, and once more with what the registry wants to see first.
+    async fn ask_as(
+        &self,
+        place: &Place,
+        credentials: Option<Credentials>,
+        request: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
+    ) -> Result<Response, StoreError> {
+        let key = (place.host.clone(), place.repository.clone(), credentials);
         let mut authorization = self.known_token(&key);
         for _ in 0..2 {
             let mut asked = request(&self.http);
@@ -224,7 +263,7 @@ impl RegistryClient {
                 StatusCode::UNAUTHORIZED => {
                     authorization = Some(self.authorize(place, &key, &response).await?);
                 }
-                StatusCode::FORBIDDEN => return Err(place.denied()),
+                StatusCode::FORBIDDEN => return Err(place.denied(key.2.as_ref())),
                 StatusCode::TOO_MANY_REQUESTS => {
                     return Err(place.unreachable("it answers 429 (too many pulls): log in or wait"));
                 }
@@ -235,7 +274,7 @@ impl RegistryClient {
                 status => return Err(place.unreachable(&format!("it answers {status}"))),
             }
         }
-        Err(place.denied())
+        Err(place.denied(key.2.as_ref()))
     }
 
     /// The value of the header that the registry's challenge asks for.
@@ -245,18 +284,19 @@ impl RegistryClient {
         key: &TokenKey,
         response: &Response,
     ) -> Result<String, StoreError> {
+        let shown = key.2.as_ref();
         let challenges =
             response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let challenge = challenges.filter_map(Challenge::parse).next().ok_or_else(|| place.denied())?;
+        let challenge = challenges.filter_map(Challenge::parse).next().ok_or_else(|| place.denied(shown))?;
         match challenge {
             Challenge::Basic => {
-                let credentials = place.credentials.as_ref().ok_or_else(|| place.denied())?;
+                let credentials = shown.ok_or_else(|| place.denied(None))?;
                 use base64::Engine as _;
                 let pair = format!("{}:{}", credentials.username, credentials.password);
                 Ok(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)))
             }
             Challenge::Bearer { realm, service } => {
-                let (token, lasts) = self.fetch_token(place, &realm, service.as_deref()).await?;
+                let (token, lasts) = self.fetch_token(place, shown, &realm, service.as_deref()).await?;
                 let header = format!("Bearer {token}");
                 if let Some(lasts) = lasts.checked_sub(TOKEN_MARGIN) {
                     let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
@@ -273,6 +313,7 @@ impl RegistryClient {
     async fn fetch_token(
         &self,
         place: &Place,
+        credentials: Option<&Credentials>,
         realm: &str,
         service: Option<&str>,
     ) -> Result<(String, Duration), StoreError> {
@@ -292,17 +333,17 @@ impl RegistryClient {
             url.query_pairs_mut().append_pair("service", service);
         }
         let mut request = self.http.get(url).timeout(SMALL_DEADLINE);
-        if let Some(credentials) = &place.credentials {
+        if let Some(credentials) = credentials {
             request = request.basic_auth(&credentials.username, Some(&credentials.password));
         }
         let response = request.send().await.map_err(|error| place.unreachable(&reason(&error)))?;
         if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return Err(place.denied());
+            return Err(place.denied(credentials));
         }
         let json = read_bounded(response, TOKEN_BYTES_MAX, place).await?;
         let answer: Answer = serde_json::from_slice(&json)
             .map_err(|_| place.unreachable("its token service answers nonsense"))?;
-        let token = answer.token.or(answer.access_token).ok_or_else(|| place.denied())?;
+        let token = answer.token.or(answer.access_token).ok_or_else(|| place.denied(credentials))?;
         // The specification's default.
         Ok((token, Duration::from_secs(answer.expires_in.unwrap_or(60).min(3600))))
     }
@@ -324,9 +365,14 @@ impl Place {
         StoreError::Unreachable(format!("cannot fetch from the registry {}: {why}", self.host))
     }
 
-    fn denied(&self) -> StoreError {
-        StoreError::Denied(match self.credentials {
-            Some(_) => format!("{} refuses these credentials for {}", self.host, self.repository),
+    fn denied(&self, shown: Option<&Credentials>) -> StoreError {
+        StoreError::Denied(match shown {
+            Some(credentials) => {
+                let (host, user, repository) = (&self.host, &credentials.username, &self.repository);
+                format!(
+                    "{host} refuses the credentials of {user} for {repository}: check the password and rights"
+                )
+            }
             None => format!(
                 "{}/{} does not exist or is private: check the name, or give credentials for {}",
                 self.host, self.repository, self.host

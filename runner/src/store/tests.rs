@@ -184,6 +184,39 @@ async fn a_private_image_is_pulled_with_credentials_only_and_never_from_anothers
     assert!(matches!(missing, Err(StoreError::NotFound(_))), "{missing:?}");
 }
 
+/// What organizations have given.
+struct Given(Vec<Credentials>);
+
+impl KnownCredentials for Given {
+    fn of_host(&self, _: &str) -> Vec<Credentials> {
+        self.0.clone()
+    }
+}
+
+#[tokio::test]
+async fn what_is_named_by_its_digest_is_fetched_with_whatever_credentials_are_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = ForeignRegistry::start().await;
+    let maker = store_at(&dir.path().join("maker"));
+    let (digest, made) = image(&maker, &[("a", b"one")], "A=1").await;
+    export(&maker, digest, &dir.path().join("image.tar")).await;
+    let reference = format!("{}/team/app:v1", registry.host());
+    registry.push(&dir.path().join("image.tar"), &reference);
+    let pinned = format!("{}/team/app@{digest}", registry.host());
+    let store = store_at(&dir.path().join("another node's"));
+    assert!(matches!(store.resolve(&pinned).await, Err(StoreError::Denied(_))));
+
+    let outdated = Credentials { username: USER.to_owned(), password: "old".to_owned() };
+    store.set_known_credentials(Arc::new(Given(vec![outdated, credentials().unwrap()])));
+
+    let by_tag = store.resolve(&reference).await;
+    assert!(matches!(by_tag, Err(StoreError::Denied(_))), "a tag can be guessed: {by_tag:?}");
+    let found = store.resolve(&pinned).await.unwrap();
+    assert_eq!(found.id, made.id);
+    let bytes = content(ImageSource::open(&store, &found.layers[0].blob).await.unwrap());
+    assert_eq!(Digest::of(&bytes), found.layers[0].blob);
+}
+
 #[tokio::test]
 async fn of_several_platforms_this_machines_is_taken() {
     let dir = tempfile::tempdir().unwrap();
