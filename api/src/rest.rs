@@ -15,7 +15,8 @@ mod warm_pool;
 
 pub use account::{ApiKeyList, Organization, OtelConfig, User, UserPublicKey};
 pub use catalogue::{
-    PaginatedSnapshots, Region, RegionType, RegistryPushAccessDto, SnapshotDto, SnapshotState,
+    BuildInfo, CreateDockerRegistry, CreateSnapshot, DockerRegistry, PaginatedSnapshots, Region, RegionType,
+    RegistryPushAccessDto, RegistryType, SnapshotDto, SnapshotState, UpdateDockerRegistry,
 };
 pub use object_storage::StorageAccessDto;
 pub use sandbox::{

@@ -35,17 +35,20 @@ use crate::activity::Activity;
 use crate::admission::{Admission, Membership};
 use crate::blobs::{self, BlobServer, PeerStores, Reach};
 use crate::captures::Captures;
+use crate::catalogue::{Catalogue, Puller};
 use crate::claims::Claims;
 use crate::config::{Config, Layout};
+use crate::control::catalogue::CatalogueVerbs;
 use crate::control::claim::Claiming;
 use crate::control::cluster::ClusterVerbs;
 use crate::control::forward::Forwarder;
 use crate::control::plane::ControlPlane;
 use crate::control::region::RegionVerbs;
+use crate::credentials::RegistryPasswords;
 use crate::dialer::Dialer;
 use crate::directory::MeshDirectory;
 use crate::duties::Duties;
-use crate::events::publish_changes;
+use crate::events::{publish_sandboxes, publish_snapshots};
 use crate::files::private_dir;
 use crate::founding;
 use crate::heartbeat::Heartbeats;
@@ -131,6 +134,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     // Sandboxes.
     let (reports_out, reports) = mpsc::channel(REPORTS_QUEUED_MAX);
     let store = images::open_store(&config)?;
+    let passwords = RegistryPasswords { cluster: cluster.clone(), secret: secret.clone() };
+    store.set_known_credentials(Arc::new(passwords.clone()));
     let runner = Runner::start(runner_config(&layout), runtime, images::source(&config, &store), reports_out)
         .await
         .context("start the sandbox runtime (`atoll doctor` says what this machine lacks)")?;
@@ -188,6 +193,11 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
             forwarder: forwarder.clone(),
             ca_fingerprint,
         },
+        catalogue_verbs: CatalogueVerbs {
+            home: config.region.clone(),
+            cluster: cluster.clone(),
+            secret: secret.clone(),
+        },
         region_verbs: RegionVerbs {
             region: config.region.clone(),
             group: region.clone(),
@@ -235,6 +245,14 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         secret: secret.clone(),
     });
     tasks.spawn(refill.run(cancel.clone()));
+    let catalogue = Arc::new(Catalogue {
+        me,
+        home: config.region.clone(),
+        cluster: cluster.clone(),
+        region: region.clone(),
+        puller: Puller { store: images::pulled_into(&config, &store), passwords },
+    });
+    tasks.spawn(catalogue.run(cancel.clone()));
     let renewal = Renewal {
         cluster: cluster.clone(),
         secret: secret.clone(),
@@ -252,7 +270,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         .await
         .with_context(|| format!("listen for SSH on {}", config.listen.ssh))?;
     let (events, _) = broadcast::channel(rest::EVENTS_WAITING_MAX);
-    tasks.spawn(publish_changes(config.region.clone(), region.clone(), events.clone(), cancel.clone()));
+    tasks.spawn(publish_sandboxes(config.region.clone(), region.clone(), events.clone(), cancel.clone()));
+    tasks.spawn(publish_snapshots(cluster.clone(), events.clone(), cancel.clone()));
     let serving = Arc::new(AtomicBool::new(false));
     let contexts = Contexts::new(store.clone());
     tasks.spawn(contexts.clone().expire(cancel.clone()));

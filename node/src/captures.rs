@@ -8,7 +8,9 @@ use std::time::Duration;
 use atoll_api::ids::{Generation, NodeId, OrganizationId, SandboxId};
 use atoll_api::sandbox::Placement;
 use atoll_consensus::group::{ClusterGroup, GroupError, RegionGroup};
-use atoll_consensus::state::cluster::{ClusterCommand, ClusterOutcome, ClusterState, SnapshotRecord};
+use atoll_consensus::state::cluster::{
+    ClusterCommand, ClusterOutcome, ClusterState, SnapshotRecord, SnapshotSource,
+};
 use atoll_consensus::state::region::{
     CaptureOutcome, CapturePurpose, Checkpoint, NodeHealth, RegionCommand, RegionOutcome, SandboxRecord,
 };
@@ -197,8 +199,8 @@ async fn hold(store: &Store, reference: &str) -> HoldAnswer {
 }
 
 /// The snapshot that has this name for the sandbox's organization.
-pub fn snapshot_named(state: &ClusterState, _record: &SandboxRecord, name: &str) -> Option<SnapshotRecord> {
-    state.snapshots.get(name).cloned()
+pub fn snapshot_named(state: &ClusterState, record: &SandboxRecord, name: &str) -> Option<SnapshotRecord> {
+    state.snapshot_named(record.organization_id, name).cloned()
 }
 
 /// Makes a disk a snapshot of the catalogue. Fine when it has been before. The inner error is for the user.
@@ -216,17 +218,19 @@ pub async fn enter_snapshot(
         Some(_) => return Ok(Err(format!("a snapshot named {name} exists already"))),
         None => {}
     }
+    let made = SnapshotRecord::given(id, checkpoint.image.clone(), record.spec.resources, now_ms());
     let snapshot = SnapshotRecord {
-        id,
-        image: checkpoint.image.clone(),
         entrypoint: record.spec.entrypoint.clone(),
         default_user: record.spec.user.clone(),
-        default_resources: record.spec.resources,
         allow_sudo: record.spec.allow_sudo,
-        created_at_ms: now_ms(),
+        source: SnapshotSource::Sandbox { sandbox_id },
+        organization_id: Some(record.organization_id),
+        size_bytes: Some(checkpoint.bytes),
+        ..made
     };
     debug!(%sandbox_id, name, image = snapshot.image, "entering a snapshot");
-    Ok(match cluster.propose(ClusterCommand::PutSnapshot { name: name.to_owned(), snapshot }).await? {
+    let command = ClusterCommand::CreateSnapshot { name: name.to_owned(), snapshot: Box::new(snapshot) };
+    Ok(match cluster.propose(command).await? {
         ClusterOutcome::Applied => Ok(()),
         ClusterOutcome::Rejected(rejection) => Err(rejection.to_string()),
     })

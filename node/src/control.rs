@@ -2,8 +2,9 @@
 //!
 //!   door ─ Verb ─▶ ControlPlane ─┬─ this region ──▶ RegionVerbs ─▶ propose, wait for the owner's report
 //!                                ├─ other region ─▶ Forward stream ─▶ RegionVerbs there
-//!                                └─ the cluster ──▶ ClusterVerbs
+//!                                └─ the cluster ──▶ ClusterVerbs · CatalogueVerbs
 
+pub mod catalogue;
 pub mod claim;
 pub mod cluster;
 mod disk;

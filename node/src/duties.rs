@@ -24,6 +24,8 @@ const JUDGE_EVERY: Duration = Duration::from_millis(500);
 pub const COMMAND_VERSION: u32 = 2;
 /// The first version whose nodes know the commands of warm pools.
 pub const WARM_POOLS_SINCE: u32 = 2;
+/// The first version whose nodes know snapshots of organizations, and registries.
+pub const CATALOGUE_SINCE: u32 = 2;
 
 pub struct Duties {
     pub me: NodeId,

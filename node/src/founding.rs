@@ -91,13 +91,13 @@ pub fn found(config: &Config) -> Result<Founded> {
         ClusterCommand::PutSnapshot {
             name: config.default_snapshot.clone(),
             snapshot: SnapshotRecord {
-                id: uuid::Uuid::new_v4(),
-                image: config.runtime.image.clone(),
-                entrypoint: Vec::new(),
                 default_user: DEFAULT_USER.into(),
-                default_resources: DEFAULT_RESOURCES,
-                allow_sudo: true,
-                created_at_ms: now_ms,
+                ..SnapshotRecord::given(
+                    uuid::Uuid::new_v4(),
+                    config.runtime.image.clone(),
+                    DEFAULT_RESOURCES,
+                    now_ms,
+                )
             },
         },
     ];

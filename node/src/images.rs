@@ -38,3 +38,11 @@ pub fn source(config: &Config, store: &Store) -> Arc<dyn ImageSource> {
         RuntimeKind::Docker => Arc::new(EngineImages),
     }
 }
+
+/// Where snapshots' images are pulled into. Docker's engine would not look there.
+pub fn pulled_into(config: &Config, store: &Store) -> Option<Store> {
+    match config.runtime.kind {
+        RuntimeKind::Embedded => Some(store.clone()),
+        RuntimeKind::Docker => None,
+    }
+}

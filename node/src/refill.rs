@@ -230,9 +230,12 @@ fn wanted(
     memory: &Memory,
 ) -> BTreeMap<WarmPoolId, WantedPool> {
     let pool = |(pool_id, record): (&WarmPoolId, &WarmPoolRecord)| {
-        let member = match state.snapshots.get(&record.snapshot) {
-            Some(snapshot) => Ok(spec_of_default(record.snapshot.clone(), snapshot.clone())),
-            None => Err(format!("the snapshot {} is gone; delete the pool", record.snapshot)),
+        let snapshot = state.snapshot_named(record.organization_id, &record.snapshot);
+        let why_not = snapshot.and_then(|snapshot| snapshot.why_unusable(&record.snapshot, &record.region));
+        let member = match (snapshot, why_not) {
+            (Some(_), Some(why_not)) => Err(why_not),
+            (Some(snapshot), None) => Ok(spec_of_default(record.snapshot.clone(), snapshot.clone())),
+            (None, _) => Err(format!("the snapshot {} is gone; delete the pool", record.snapshot)),
         };
         let pool = WantedPool {
             organization_id: record.organization_id,

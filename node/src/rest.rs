@@ -4,7 +4,6 @@
 //!                                      └──────────── errors: status and body ◀────────┘
 
 mod account;
-mod catalogue;
 mod cluster;
 mod create;
 mod disk;
@@ -17,9 +16,12 @@ mod input;
 mod object_storage;
 mod present;
 mod push_access;
+mod regions;
+mod registries;
 mod sandbox;
 mod serve;
 mod service;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod visitor;
@@ -43,10 +45,10 @@ use crate::control::verb::Control;
 use crate::objects::{self, ObjectStorage};
 
 pub use door::Door;
-pub use events::SandboxEvent;
+pub use events::{Event, SandboxEvent, SnapshotEvent};
 pub use facts::ClusterFacts;
 pub(crate) use input::is_too_long;
-pub use present::public_state;
+pub use present::{public_state, snapshot_state};
 pub use serve::serve;
 
 /// Everything the handlers use. Cheap to clone.
@@ -59,7 +61,7 @@ pub struct RestState {
     /// What `/api/health/ready` answers. Called for each request: must not block.
     pub readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
     /// What listening SDKs are told. A listener that lags behind the channel's capacity is disconnected.
-    pub events: broadcast::Sender<SandboxEvent>,
+    pub events: broadcast::Sender<Event>,
     /// One permit for each listening SDK, [`LISTENERS_MAX`] in all.
     pub listeners: Arc<Semaphore>,
     /// Ends every listener. Give [`serve`] the same.
@@ -171,11 +173,15 @@ fn api(version: &str) -> (Router<RestState>, utoipa::openapi::OpenApi) {
         .routes(routes!(sandbox::signed_preview_url))
         .routes(routes!(sandbox::expire_signed_preview_url))
         .routes(routes!(sandbox::issue_ssh, sandbox::revoke_ssh))
-        .routes(routes!(catalogue::list_snapshots))
-        .routes(routes!(catalogue::read_snapshot))
-        .routes(routes!(catalogue::list_regions))
-        .routes(routes!(catalogue::list_shared_regions))
-        .routes(routes!(catalogue::read_region))
+        .routes(routes!(snapshots::create, snapshots::list))
+        .routes(routes!(snapshots::read, snapshots::remove))
+        .routes(routes!(snapshots::activate))
+        .routes(routes!(snapshots::deactivate))
+        .routes(routes!(registries::create, registries::list))
+        .routes(routes!(registries::read, registries::update, registries::remove))
+        .routes(routes!(regions::list_regions))
+        .routes(routes!(regions::list_shared_regions))
+        .routes(routes!(regions::read_region))
         .routes(routes!(push_access::grant))
         .routes(routes!(warm_pools::list, warm_pools::create))
         .routes(routes!(warm_pools::resize, warm_pools::delete))

@@ -9,12 +9,20 @@ use serde::{Deserialize, Serialize};
 
 mod apply;
 mod query;
+mod registries;
+mod snapshots;
 mod warm_pools;
 
 #[cfg(test)]
 mod tests;
 
 pub use apply::JOIN_TOKEN_REMEMBERED_MS;
+use apply::Judged;
+pub use registries::{REGISTRIES_PER_ORGANIZATION_MAX, RegistryRecord};
+pub use snapshots::{
+    Activation, Listing, OwnSnapshots, SNAPSHOTS_PER_ORGANIZATION_MAX, SnapshotKey, SnapshotRecord,
+    SnapshotReport, SnapshotSource, SnapshotState, UNLISTED_PER_ORGANIZATION_MAX, USE_RESOLUTION_MS,
+};
 pub use warm_pools::{WARM_PER_ORGANIZATION_MAX, WARM_PER_POOL_MAX, WARM_PER_REGION_MAX, WarmPoolRecord};
 
 /// A replica of the cluster's state. Same commands in the same order give equal values, byte for byte.
@@ -29,9 +37,15 @@ pub struct ClusterState {
     pub join_tokens: BTreeMap<TokenHash, JoinTokenRecord>,
     pub organizations: BTreeMap<OrganizationId, OrganizationRecord>,
     pub api_keys: BTreeMap<TokenHash, ApiKeyRecord>,
+    /// Everybody's, by name.
     pub snapshots: BTreeMap<String, SnapshotRecord>,
     #[serde(default)]
     pub warm_pools: BTreeMap<WarmPoolId, WarmPoolRecord>,
+    /// Those of organizations.
+    #[serde(default)]
+    pub own_snapshots: BTreeMap<OrganizationId, OwnSnapshots>,
+    #[serde(default)]
+    pub registries: BTreeMap<uuid::Uuid, RegistryRecord>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,17 +124,6 @@ pub struct ApiKeyRecord {
     pub expires_at_ms: Option<u64>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotRecord {
-    pub id: uuid::Uuid,
-    pub image: String,
-    pub entrypoint: Vec<String>,
-    pub default_user: String,
-    pub default_resources: Resources,
-    pub allow_sudo: bool,
-    pub created_at_ms: u64,
-}
-
 /// Decisions about the cluster. Variants and fields are only ever added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClusterCommand {
@@ -168,11 +171,12 @@ pub enum ClusterCommand {
     DeleteApiKey {
         key_hash: TokenHash,
     },
+    /// One that is everybody's. Replaces the one with this name.
     PutSnapshot {
         name: String,
         snapshot: SnapshotRecord,
     },
-    /// Applied also when there is none.
+    /// Everybody's. Applied also when there is none.
     DeleteSnapshot {
         name: String,
     },
@@ -196,6 +200,54 @@ pub enum ClusterCommand {
     NoteWarmPool {
         pool_id: WarmPoolId,
         error_reason: Option<String>,
+    },
+    /// One of an organization, mostly still to be made ready. Rejected when the name is taken by another one.
+    CreateSnapshot {
+        name: String,
+        snapshot: Box<SnapshotRecord>,
+    },
+    /// A node begins to make it ready. Only the next attempt, and only of one that is not ready.
+    ClaimSnapshot {
+        key: SnapshotKey,
+        attempt: u64,
+        node_id: NodeId,
+        now_ms: u64,
+    },
+    /// The end of the newest attempt; of any other it is rejected.
+    ReportSnapshot {
+        key: SnapshotKey,
+        attempt: u64,
+        report: SnapshotReport,
+        now_ms: u64,
+    },
+    /// One whose attempt failed is to be tried again.
+    RetrySnapshot {
+        key: SnapshotKey,
+        attempt: u64,
+        now_ms: u64,
+    },
+    /// Only of one that is ready.
+    ActivateSnapshot {
+        key: SnapshotKey,
+        activation: Activation,
+        now_ms: u64,
+    },
+    /// It was used.
+    TouchSnapshot {
+        key: SnapshotKey,
+        now_ms: u64,
+    },
+    /// Applied also when there is none. Sandboxes that were made of it stay.
+    RemoveSnapshot {
+        key: SnapshotKey,
+    },
+    PutRegistry {
+        registry_id: uuid::Uuid,
+        registry: RegistryRecord,
+    },
+    DeleteRegistry {
+        registry_id: uuid::Uuid,
+        organization_id: OrganizationId,
     },
 }
 
@@ -235,4 +287,15 @@ pub enum ClusterRejection {
     WarmPoolExists(WarmPoolId),
     #[error("{0}")]
     TooManyWarm(String),
+    #[error("a snapshot named {0} exists already")]
+    SnapshotNameTaken(String),
+    /// Not a state in which that can be done.
+    #[error("the snapshot is {0}")]
+    SnapshotIs(String),
+    #[error("attempt {current} is the newest")]
+    StaleAttempt { current: u64 },
+    #[error("the organization has {0} snapshots already: delete some first")]
+    TooManySnapshots(u64),
+    #[error("the organization has {0} registries already: delete some first")]
+    TooManyRegistries(u64),
 }

@@ -1,4 +1,4 @@
-//! The verbs on the cluster itself: its nodes, join tokens, snapshots.
+//! The verbs on the cluster itself: its nodes and join tokens.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use atoll_certs::ca::CaFingerprint;
 use atoll_certs::join_token::JoinToken;
 use atoll_consensus::group::ClusterGroup;
 use atoll_consensus::state::cluster::{
-    ApiKeyRecord, ClusterCommand, ClusterOutcome, ClusterRejection, ClusterState, SnapshotRecord,
+    ApiKeyRecord, ClusterCommand, ClusterOutcome, ClusterRejection, ClusterState,
 };
 use atoll_consensus::state::region::NodeHealth;
 use atoll_consensus::{Consensus, RegionGroup};
@@ -59,20 +59,6 @@ pub struct RegionStatus {
 impl ClusterVerbs {
     pub async fn perform(&self, caller: &Caller, verb: Verb) -> Result<VerbAnswer, VerbError> {
         match verb {
-            Verb::ListSnapshots => {
-                self.cluster.linearize().await.map_err(unavailable)?;
-                let snapshots = |state: &ClusterState| {
-                    state.snapshots.iter().map(|(name, record)| (name.clone(), record.clone())).collect()
-                };
-                Ok(VerbAnswer::Snapshots(self.cluster.read(snapshots)))
-            }
-            Verb::GetSnapshot { id_or_name } => {
-                self.cluster.linearize().await.map_err(unavailable)?;
-                let found = self.cluster.read(|state| snapshot_by_reference(state, &id_or_name));
-                let found =
-                    found.ok_or_else(|| VerbError::NotFound(format!("Snapshot {id_or_name} not found")))?;
-                Ok(VerbAnswer::Snapshots(vec![found]))
-            }
             Verb::GrantPush => self.grant_push(caller).await,
             Verb::ClusterStatus => self.status().await,
             Verb::CreateJoinToken { ttl_s, uses } => {
@@ -189,10 +175,7 @@ impl ClusterVerbs {
     }
 
     fn administrator(&self, caller: &Caller) -> Result<(), VerbError> {
-        let may = self.cluster.read(|state| {
-            let mut keys = state.api_keys.values();
-            keys.any(|key| key.name == caller.key_name && key.user_id == caller.user_id && key.may_administer)
-        });
+        let may = self.cluster.read(|state| may_administer(state, caller));
         if may {
             Ok(())
         } else {
@@ -211,12 +194,7 @@ impl ClusterVerbs {
     }
 }
 
-/// By name, or by the id that the API gives out.
-pub fn snapshot_by_reference(state: &ClusterState, reference: &str) -> Option<(String, SnapshotRecord)> {
-    if let Some(record) = state.snapshots.get(reference) {
-        return Some((reference.to_owned(), record.clone()));
-    }
-    let id: uuid::Uuid = reference.parse().ok()?;
-    let found = state.snapshots.iter().find(|(_, record)| record.id == id);
-    found.map(|(name, record)| (name.clone(), record.clone()))
+pub fn may_administer(state: &ClusterState, caller: &Caller) -> bool {
+    let mut keys = state.api_keys.values();
+    keys.any(|key| key.name == caller.key_name && key.user_id == caller.user_id && key.may_administer)
 }

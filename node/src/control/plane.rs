@@ -10,6 +10,7 @@ use atoll_api::tokens::SshToken;
 use atoll_consensus::group::ClusterGroup;
 use futures_util::future::join_all;
 
+use super::catalogue::CatalogueVerbs;
 use super::cluster::ClusterVerbs;
 use super::forward::Forwarder;
 use super::region::RegionVerbs;
@@ -23,6 +24,7 @@ pub struct ControlPlane {
     pub home: RegionName,
     pub cluster: ClusterGroup,
     pub cluster_verbs: ClusterVerbs,
+    pub catalogue_verbs: CatalogueVerbs,
     pub region_verbs: RegionVerbs,
     pub forwarder: Arc<Forwarder>,
 }
@@ -60,16 +62,24 @@ impl ControlPlane {
         verb: Verb,
     ) -> Result<VerbAnswer, VerbError> {
         match &verb {
-            Verb::ListSnapshots
-            | Verb::GetSnapshot { .. }
-            | Verb::GrantPush
-            | Verb::ClusterStatus
+            Verb::ClusterStatus
             | Verb::CreateJoinToken { .. }
+            | Verb::RemoveNode { .. }
             | Verb::ListWarmPools
             | Verb::CreateWarmPool { .. }
             | Verb::ResizeWarmPool { .. }
             | Verb::DeleteWarmPool { .. }
-            | Verb::RemoveNode { .. } => self.cluster_verbs.perform(caller, verb).await,
+            | Verb::GrantPush => self.cluster_verbs.perform(caller, verb).await,
+            Verb::ListSnapshots
+            | Verb::GetSnapshot { .. }
+            | Verb::CreateSnapshot(_)
+            | Verb::ActivateSnapshot { .. }
+            | Verb::DeleteSnapshot { .. }
+            | Verb::ListRegistries
+            | Verb::GetRegistry { .. }
+            | Verb::CreateRegistry(_)
+            | Verb::UpdateRegistry { .. }
+            | Verb::DeleteRegistry { .. } => self.catalogue_verbs.perform(caller, verb).await,
             Verb::Create(create) => {
                 let region = create.target.clone().unwrap_or_else(|| self.home.clone());
                 self.known_region(&region)?;

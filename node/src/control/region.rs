@@ -13,7 +13,7 @@ use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
 use atoll_certs::seal::ClusterSecret;
 use atoll_consensus::group::{ClusterGroup, GroupError, RegionGroup};
 use atoll_consensus::place::{PlaceRequest, place};
-use atoll_consensus::state::cluster::SnapshotRecord;
+use atoll_consensus::state::cluster::{ClusterCommand, SnapshotKey, SnapshotRecord};
 use atoll_consensus::state::region::{
     Cursor, Intervals, NewSandbox, RegionCommand, RegionOutcome, RegionRejection, SandboxFilter,
     SandboxRecord,
@@ -22,14 +22,13 @@ use atoll_mesh::dial::{Dial, DialError};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::claim::Claiming;
 use super::plane::not_found;
 use super::verb::*;
 use crate::claims::Claims;
 use crate::clock::now_ms;
-use crate::control::cluster::snapshot_by_reference;
 use crate::peers::Peers;
 use crate::rest::public_state;
 
@@ -149,6 +148,14 @@ impl RegionVerbs {
             Verb::Archive { sandbox } => self.archive(caller, &sandbox).await,
             Verb::ListSnapshots
             | Verb::GetSnapshot { .. }
+            | Verb::CreateSnapshot(_)
+            | Verb::ActivateSnapshot { .. }
+            | Verb::DeleteSnapshot { .. }
+            | Verb::ListRegistries
+            | Verb::GetRegistry { .. }
+            | Verb::CreateRegistry(_)
+            | Verb::UpdateRegistry { .. }
+            | Verb::DeleteRegistry { .. }
             | Verb::ClusterStatus
             | Verb::CreateJoinToken { .. }
             | Verb::GrantPush
@@ -161,7 +168,25 @@ impl RegionVerbs {
     }
 
     async fn create(&self, caller: &Caller, create: CreateSandbox) -> Result<VerbAnswer, VerbError> {
-        let (snapshot_name, snapshot) = self.snapshot(create.snapshot.as_deref()).await?;
+        let (snapshot_name, snapshot) = self.snapshot(caller, create.snapshot.as_deref()).await?;
+        let used = snapshot.key(&snapshot_name);
+        let is_news = snapshot.is_news(now_ms());
+        let created = self.create_of(caller, create, snapshot_name, snapshot);
+        tokio::pin!(created);
+        tokio::select! {
+            biased;
+            created = &mut created => created,
+            () = self.note_use(used), if is_news => created.await,
+        }
+    }
+
+    async fn create_of(
+        &self,
+        caller: &Caller,
+        create: CreateSandbox,
+        snapshot_name: String,
+        snapshot: SnapshotRecord,
+    ) -> Result<VerbAnswer, VerbError> {
         let ordinal = self.group.read(|state| state.ordinal).ok_or_else(|| VerbError::Unavailable {
             message: format!("region {} is being founded", self.region),
             retry_after_s: 1,
@@ -444,15 +469,38 @@ impl RegionVerbs {
         Ok(VerbAnswer::Page(SandboxPage { items, next_cursor, unreachable_regions: Vec::new() }))
     }
 
-    async fn snapshot(&self, name: Option<&str>) -> Result<(String, SnapshotRecord), VerbError> {
+    /// One that a sandbox can be made of now, here.
+    async fn snapshot(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+    ) -> Result<(String, SnapshotRecord), VerbError> {
         let name = name.unwrap_or(&self.default_snapshot);
-        let look = || self.cluster.read(|state| snapshot_by_reference(state, name));
-        if let Some(found) = look() {
+        let look = || {
+            self.cluster.read(|state| {
+                let (name, snapshot) = state.snapshot(caller.organization_id, name)?;
+                Some((name.clone(), snapshot.clone()))
+            })
+        };
+        let why_not = |(name, snapshot): &(String, SnapshotRecord)| snapshot.why_unusable(name, &self.region);
+        if let Some(found) = look().filter(|found| why_not(found).is_none()) {
             return Ok(found);
         }
-        // It may have been registered on another node a moment ago.
+        // It may have been made or activated on another node a moment ago.
         self.cluster.linearize().await.map_err(unavailable)?;
-        look().ok_or_else(|| VerbError::NotFound(format!("Snapshot {name} not found")))
+        let found = look().ok_or_else(|| VerbError::NotFound(format!("Snapshot {name} not found")))?;
+        match why_not(&found) {
+            None => Ok(found),
+            Some(why_not) => Err(VerbError::BadRequest(why_not)),
+        }
+    }
+
+    /// Beside the create, which does not wait for it.
+    async fn note_use(&self, key: SnapshotKey) {
+        let touch = ClusterCommand::TouchSnapshot { key, now_ms: now_ms() };
+        if let Err(error) = self.cluster.propose(touch).await {
+            debug!(%error, "a snapshot's use is not noted");
+        }
     }
 
     pub(super) async fn found(

@@ -8,7 +8,9 @@ use atoll_api::access::Caller;
 use atoll_api::ids::{NodeId, RegionName, RequestId, SandboxId, WarmPoolId};
 use atoll_api::sandbox::{Egress, Resources};
 use atoll_consensus::group::GroupStatus;
-use atoll_consensus::state::cluster::{NodeRecord, SnapshotRecord, WarmPoolRecord};
+use atoll_consensus::state::cluster::{
+    Activation, NodeRecord, RegistryRecord, SnapshotRecord, SnapshotSource, WarmPoolRecord,
+};
 use atoll_consensus::state::region::{NodeHealth, SandboxRecord};
 use serde::{Deserialize, Serialize};
 
@@ -114,13 +116,38 @@ pub enum Verb {
     ValidateSsh {
         token: String,
     },
-    /// Answers `Snapshots` (all of them; there are few) or, by id or name, one.
+    /// Answers `Snapshots`: all that the caller's lists show.
     ListSnapshots,
+    /// Each answers `Snapshots`: the one, as it is afterwards.
     GetSnapshot {
         id_or_name: String,
     },
     /// Answers `PushGrant`: a key of the caller's organization that ends soon, to push images with.
     GrantPush,
+    CreateSnapshot(CreateSnapshot),
+    ActivateSnapshot {
+        id_or_name: String,
+        activation: Activation,
+    },
+    /// Answers `Done`.
+    DeleteSnapshot {
+        id_or_name: String,
+    },
+    /// Answers `Registries`: all of the caller's.
+    ListRegistries,
+    /// Each answers `Registries`: the one, as it is afterwards.
+    GetRegistry {
+        registry_id: uuid::Uuid,
+    },
+    CreateRegistry(RegistryWish),
+    UpdateRegistry {
+        registry_id: uuid::Uuid,
+        registry: RegistryWish,
+    },
+    /// Answers `Done`.
+    DeleteRegistry {
+        registry_id: uuid::Uuid,
+    },
     /// Answers `Cluster`.
     ClusterStatus,
     /// Answers `JoinToken`. For administrators.
@@ -201,6 +228,42 @@ pub struct CreateSandbox {
     pub auto_delete_minutes: Option<i32>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateSnapshot {
+    pub name: String,
+    pub source: SnapshotSource,
+    /// Empty: the image's own.
+    pub entrypoint: Vec<String>,
+    pub cpu: Option<u32>,
+    pub memory_gib: Option<u32>,
+    pub disk_gib: Option<u32>,
+    /// `None`: everywhere.
+    pub region: Option<RegionName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryWish {
+    pub name: String,
+    pub url: String,
+    /// As images name it.
+    pub host: String,
+    pub username: String,
+    /// `None`: stays as it is.
+    pub password: Option<Password>,
+    /// `None`: stays as it is.
+    pub project: Option<String>,
+}
+
+/// Never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Password(pub String);
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListSandboxes {
     /// Opaque, as an earlier answer gave it.
@@ -238,6 +301,7 @@ pub enum VerbAnswer {
     SshAccess { id: uuid::Uuid, sandbox_id: SandboxId, token: String, created_at_ms: u64, expires_at_ms: u64 },
     SshValidity { sandbox_id: Option<SandboxId> },
     Snapshots(Vec<(String, SnapshotRecord)>),
+    Registries(Vec<(uuid::Uuid, RegistryRecord)>),
     Cluster(ClusterView),
     JoinToken { token: String, expires_at_ms: u64 },
     PushGrant { secret: String, expires_at_ms: u64 },

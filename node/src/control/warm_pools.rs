@@ -11,7 +11,7 @@ use atoll_consensus::state::cluster::{
 use futures_util::future::join_all;
 use uuid::Uuid;
 
-use super::cluster::{ClusterVerbs, snapshot_by_reference};
+use super::cluster::ClusterVerbs;
 use super::region::unavailable;
 use super::verb::*;
 use crate::clock::now_ms;
@@ -45,9 +45,10 @@ impl ClusterVerbs {
                 retry_after_s: 60,
             });
         }
-        let found = self.cluster.read(|state| snapshot_by_reference(state, snapshot));
-        let (snapshot, _) =
-            found.ok_or_else(|| VerbError::NotFound(format!("Snapshot {snapshot} not found")))?;
+        let found = self
+            .cluster
+            .read(|state| state.snapshot(caller.organization_id, snapshot).map(|(name, _)| name.clone()));
+        let snapshot = found.ok_or_else(|| VerbError::NotFound(format!("Snapshot {snapshot} not found")))?;
         let pool_id = WarmPoolId(Uuid::new_v4());
         let now_ms = now_ms();
         let pool = WarmPoolRecord {
@@ -118,7 +119,7 @@ impl ClusterVerbs {
         let views = self.cluster.read(|state| {
             let view = |(pool_id, record): (WarmPoolId, WarmPoolRecord)| {
                 let nothing = (Resources { cpu: 0, memory_gib: 0, disk_gib: 0 }, String::new());
-                let snapshot = state.snapshots.get(&record.snapshot);
+                let snapshot = state.snapshot_named(record.organization_id, &record.snapshot);
                 let (resources, user) = snapshot
                     .map_or(nothing, |snapshot| (snapshot.default_resources, snapshot.default_user.clone()));
                 let current_size = ready.get(&pool_id).copied().unwrap_or(0);

@@ -13,7 +13,14 @@ use super::input::Segments;
 use super::visitor::Visitor;
 
 /// What every key may do.
-const PERMISSIONS: [&str; 2] = ["write:sandboxes", "delete:sandboxes"];
+const PERMISSIONS: [&str; 6] = [
+    "write:sandboxes",
+    "delete:sandboxes",
+    "write:snapshots",
+    "delete:snapshots",
+    "write:registries",
+    "delete:registries",
+];
 /// What an administrator's may do besides.
 const ADMINISTRATOR_PERMISSIONS: [&str; 3] = ["read:runners", "write:runners", "delete:runners"];
 

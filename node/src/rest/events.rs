@@ -1,4 +1,4 @@
-//! Pushes changes of sandboxes to SDKs that listen: Socket.IO 5 over Engine.IO 4, by WebSocket only.
+//! Pushes changes of sandboxes and snapshots to SDKs that listen: Socket.IO 5 over Engine.IO 4, by WebSocket only.
 //!
 //!   client                       server
 //!     │ ◀── 0{sid,pingInterval,…} ─ │   Engine.IO open
@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_api::access::Caller;
-use atoll_api::rest::SandboxState;
+use atoll_api::ids::OrganizationId;
+use atoll_api::rest::{SandboxState, SnapshotState};
 use atoll_api::tokens::ApiKey;
+use atoll_consensus::state::cluster::SnapshotRecord;
 use atoll_mesh::dial::DirectoryError;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -37,11 +39,47 @@ const SEND_DEADLINE_MS: u64 = 5_000;
 /// Clients only ever send a token and pongs.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
-/// What happened to a sandbox, for those who listen.
+/// What happened, for those who listen.
+#[derive(Debug, Clone)]
+pub enum Event {
+    Sandbox(SandboxEvent),
+    Snapshot(SnapshotEvent),
+}
+
+/// What happened to a snapshot. With its name.
+#[derive(Debug, Clone)]
+pub enum SnapshotEvent {
+    Created(Arc<(String, SnapshotRecord)>),
+    StateChanged { old: SnapshotState, snapshot: Arc<(String, SnapshotRecord)> },
+    Removed(Arc<(String, SnapshotRecord)>),
+}
+
 #[derive(Debug, Clone)]
 pub enum SandboxEvent {
     Created(Arc<SandboxView>),
     StateChanged { old: SandboxState, sandbox: Arc<SandboxView> },
+}
+
+impl Event {
+    fn concerns(&self, organization_id: OrganizationId) -> bool {
+        match self {
+            Event::Sandbox(event) => event.view().record.organization_id == organization_id,
+            // What is nobody's in particular is everybody's.
+            Event::Snapshot(event) => {
+                event.snapshot().1.organization_id.is_none_or(|owner| owner == organization_id)
+            }
+        }
+    }
+}
+
+impl SnapshotEvent {
+    fn snapshot(&self) -> &(String, SnapshotRecord) {
+        match self {
+            SnapshotEvent::Created(snapshot)
+            | SnapshotEvent::StateChanged { snapshot, .. }
+            | SnapshotEvent::Removed(snapshot) => snapshot,
+        }
+    }
 }
 
 impl SandboxEvent {
@@ -177,14 +215,14 @@ impl Listener {
         }
     }
 
-    async fn tell(&mut self, caller: &Caller, event: Result<SandboxEvent, RecvError>) -> Result<(), Ended> {
+    async fn tell(&mut self, caller: &Caller, event: Result<Event, RecvError>) -> Result<(), Ended> {
         let event = match event {
             Ok(event) => event,
             // It would have a gap. Reconnecting, its SDK polls once and is up to date.
             Err(RecvError::Lagged(_)) => return Err(Ended::TooSlow),
             Err(RecvError::Closed) => return Err(Ended::Closing),
         };
-        if event.view().record.organization_id != caller.organization_id {
+        if !event.concerns(caller.organization_id) {
             return Ok(());
         }
         let packet = event_packet(event, &self.door);
@@ -261,15 +299,34 @@ fn open_packet() -> String {
     format!("0{open}")
 }
 
-fn event_packet(event: SandboxEvent, door: &Door) -> String {
-    let sandbox = present::sandbox(event.view().clone(), door);
+fn event_packet(event: Event, door: &Door) -> String {
     let packet = match event {
+        Event::Sandbox(event) => sandbox_packet(event, door),
+        Event::Snapshot(event) => snapshot_packet(event),
+    };
+    format!("42{packet}")
+}
+
+fn sandbox_packet(event: SandboxEvent, door: &Door) -> Value {
+    let sandbox = present::sandbox(event.view().clone(), door);
+    match event {
         SandboxEvent::Created(_) => json!(["sandbox.created", sandbox]),
         SandboxEvent::StateChanged { old, .. } => {
             json!(["sandbox.state.updated", { "oldState": old, "newState": sandbox.state, "sandbox": sandbox }])
         }
-    };
-    format!("42{packet}")
+    }
+}
+
+fn snapshot_packet(event: SnapshotEvent) -> Value {
+    let (name, record) = event.snapshot().clone();
+    let snapshot = present::snapshot(name, record);
+    match event {
+        SnapshotEvent::Created(_) => json!(["snapshot.created", snapshot]),
+        SnapshotEvent::StateChanged { old, .. } => {
+            json!(["snapshot.state.updated", { "oldState": old, "newState": snapshot.state, "snapshot": snapshot }])
+        }
+        SnapshotEvent::Removed(_) => json!(["snapshot.removed", snapshot]),
+    }
 }
 
 /// Names a session for the client's logs; nothing is ever looked up by it.

@@ -1,9 +1,11 @@
 //! From what the inside knows to what the public API shows.
 
 use atoll_api::ids::{Generation, RegionName};
-use atoll_api::rest::{Sandbox, SandboxState, SnapshotDto, SnapshotState, Start, Timestamp, WarmPool};
+use atoll_api::rest::{
+    BuildInfo, Sandbox, SandboxState, SnapshotDto, SnapshotState, Start, Timestamp, WarmPool,
+};
 use atoll_api::sandbox::{Desired, Phase};
-use atoll_consensus::state::cluster::SnapshotRecord;
+use atoll_consensus::state::cluster::{SnapshotRecord, SnapshotSource, SnapshotState as State};
 use atoll_consensus::state::region::{Disk, SandboxRecord};
 use http::HeaderValue;
 
@@ -16,7 +18,7 @@ pub(super) const UNREACHABLE_REGIONS_HEADER: &str = "x-atoll-unreachable-regions
 pub(super) const EXPOSED_HEADERS: &str = "X-Request-Id, X-Atoll-Unreachable-Regions, Retry-After";
 
 /// The one class there is.
-const SANDBOX_CLASS: &str = "container";
+pub(super) const SANDBOX_CLASS: &str = "container";
 
 /// The public state of a sandbox, which is also what a list filters by.
 pub fn public_state(record: &SandboxRecord) -> SandboxState {
@@ -113,26 +115,62 @@ fn listed(entries: &[String]) -> Option<String> {
     (!entries.is_empty()).then(|| entries.join(","))
 }
 
+pub fn snapshot_state(state: &State) -> SnapshotState {
+    match state {
+        State::Pending => SnapshotState::Pending,
+        State::Pulling => SnapshotState::Pulling,
+        State::Building => SnapshotState::Building,
+        State::Snapshotting => SnapshotState::Snapshotting,
+        State::Active => SnapshotState::Active,
+        State::Inactive => SnapshotState::Inactive,
+        State::Error { .. } => SnapshotState::Error,
+        State::BuildFailed { .. } => SnapshotState::BuildFailed,
+    }
+}
+
 pub(super) fn snapshot(name: String, record: SnapshotRecord) -> SnapshotDto {
     let created_at = Timestamp(record.created_at_ms);
+    let updated_at = Timestamp(record.updated_at_ms.max(record.created_at_ms));
+    let reference = Some(record.image).filter(|image| !image.is_empty());
+    let (image_name, build_info, source_sandbox_id) = match record.source {
+        SnapshotSource::Given => (reference.clone(), None, None),
+        SnapshotSource::Image { name } => (Some(name), None, None),
+        SnapshotSource::Build { dockerfile, context_hashes } => {
+            let build_info = BuildInfo {
+                dockerfile_content: dockerfile,
+                context_hashes,
+                created_at,
+                updated_at,
+                snapshot_ref: reference.clone().unwrap_or_default(),
+            };
+            (None, Some(build_info), None)
+        }
+        SnapshotSource::Sandbox { sandbox_id } => (None, None, Some(sandbox_id.to_string())),
+    };
     SnapshotDto {
         id: record.id,
-        general: true,
+        organization_id: record.organization_id,
+        general: record.organization_id.is_none(),
         name,
-        image_name: record.image.clone(),
-        state: SnapshotState::Active,
-        size: None,
+        image_name,
+        state: snapshot_state(&record.state),
+        size: record.size_bytes.map(gib),
         entrypoint: Some(record.entrypoint).filter(|words| !words.is_empty()),
         cpu: record.default_resources.cpu,
         gpu: 0,
         mem: record.default_resources.memory_gib,
         disk: record.default_resources.disk_gib,
-        error_reason: None,
+        error_reason: record.state.reason().map(str::to_owned),
         created_at,
-        updated_at: created_at,
-        last_used_at: None,
-        reference: record.image,
-        source_sandbox_id: None,
+        updated_at,
+        last_used_at: record.last_used_at_ms.map(Timestamp),
+        build_info,
+        region_ids: Some(record.regions)
+            .filter(|regions| !regions.is_empty())
+            .map(|regions| regions.iter().map(RegionName::to_string).collect()),
+        initial_runner_id: record.worker.map(|node_id| node_id.to_string()),
+        reference,
+        source_sandbox_id,
         sandbox_class: SANDBOX_CLASS.to_owned(),
     }
 }
@@ -156,6 +194,11 @@ pub(super) fn warm_pool(view: WarmPoolView) -> WarmPool {
         created_at: Timestamp(record.created_at_ms),
         updated_at: Timestamp(record.updated_at_ms),
     }
+}
+
+/// To a millionth, which is a KiB.
+fn gib(bytes: u64) -> f64 {
+    (bytes as f64 / f64::from(1u32 << 30) * 1e6).ceil() / 1e6
 }
 
 /// `None` when every region answered.

@@ -14,8 +14,9 @@ use atoll_api::rest::{SandboxState, Timestamp};
 use atoll_api::sandbox::{Desired, Phase, Placement, Resources, SandboxSpec};
 use atoll_api::tokens::{ApiKey, SignedPreviewToken, SshToken, TokenHash};
 use atoll_consensus::state::cluster::{
-    ApiKeyRecord, ClusterState, NodeAddresses, NodeCapacity, NodeRecord, OrganizationRecord, RegionRecord,
-    SnapshotRecord, WarmPoolRecord,
+    Activation, ApiKeyRecord, ClusterState, NodeAddresses, NodeCapacity, NodeRecord, OrganizationRecord,
+    RegionRecord, RegistryRecord, SnapshotRecord, SnapshotSource, SnapshotState as SnapshotRecordState,
+    WarmPoolRecord,
 };
 use atoll_consensus::state::region::{CapturePurpose, Checkpoint, Disk, NodeHealth, SandboxRecord};
 use atoll_mesh::dial::{Directory, DirectoryError};
@@ -111,14 +112,46 @@ fn checkpoint() -> Checkpoint {
 
 fn snapshot_record(n: u128) -> SnapshotRecord {
     SnapshotRecord {
-        id: uuid::Uuid::from_u128(n),
-        image: "atoll/base:1".into(),
-        entrypoint: vec![],
         default_user: "daytona".into(),
-        default_resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 3 },
-        allow_sudo: true,
-        created_at_ms: NOW_MS,
+        ..SnapshotRecord::given(
+            uuid::Uuid::from_u128(n),
+            "atoll/base:1".into(),
+            Resources { cpu: 1, memory_gib: 1, disk_gib: 3 },
+            NOW_MS,
+        )
     }
+}
+
+/// Of the key's organization, built from a Dockerfile.
+fn own_snapshot() -> (String, SnapshotRecord) {
+    let source =
+        SnapshotSource::Build { dockerfile: "FROM alpine:3\n".into(), context_hashes: vec!["abc".into()] };
+    let record = SnapshotRecord {
+        source,
+        organization_id: Some(organization_id()),
+        regions: vec!["eu".parse().unwrap()],
+        size_bytes: Some(3 << 28),
+        last_used_at_ms: Some(NOW_MS + 3),
+        worker: Some(NodeId(5)),
+        updated_at_ms: NOW_MS + 1,
+        ..snapshot_record(7)
+    };
+    ("mine".into(), record)
+}
+
+fn registry() -> (uuid::Uuid, RegistryRecord) {
+    let record = RegistryRecord {
+        organization_id: organization_id(),
+        name: "hub".into(),
+        url: "https://index.docker.io/v1/".into(),
+        host: "docker.io".into(),
+        username: "me".into(),
+        sealed_password: b"sealed".to_vec(),
+        project: String::new(),
+        created_at_ms: NOW_MS,
+        updated_at_ms: NOW_MS + 1,
+    };
+    (uuid::Uuid::from_u128(8), record)
 }
 
 type Script = Box<dyn Fn(&Verb) -> Result<VerbAnswer, VerbError> + Send + Sync>;
@@ -216,6 +249,13 @@ fn healthy(verb: &Verb) -> Result<VerbAnswer, VerbError> {
                 .to_vec(),
         )),
         Verb::GetSnapshot { .. } => Ok(VerbAnswer::Snapshots(vec![("base".into(), snapshot_record(1))])),
+        Verb::CreateSnapshot(_) | Verb::ActivateSnapshot { .. } => {
+            Ok(VerbAnswer::Snapshots(vec![own_snapshot()]))
+        }
+        Verb::ListRegistries
+        | Verb::GetRegistry { .. }
+        | Verb::CreateRegistry(_)
+        | Verb::UpdateRegistry { .. } => Ok(VerbAnswer::Registries(vec![registry()])),
         Verb::ClusterStatus => Ok(VerbAnswer::Cluster(cluster_view())),
         Verb::CreateJoinToken { .. } => {
             Ok(VerbAnswer::JoinToken { token: "join".into(), expires_at_ms: NOW_MS })
@@ -233,7 +273,9 @@ fn healthy(verb: &Verb) -> Result<VerbAnswer, VerbError> {
         Verb::RemoveNode { .. }
         | Verb::Touch { .. }
         | Verb::ExpirePreview { .. }
-        | Verb::DeleteWarmPool { .. } => Ok(VerbAnswer::Done),
+        | Verb::DeleteWarmPool { .. }
+        | Verb::DeleteSnapshot { .. }
+        | Verb::DeleteRegistry { .. } => Ok(VerbAnswer::Done),
     }
 }
 
@@ -352,7 +394,7 @@ fn cluster_state() -> ClusterState {
 struct World {
     router: Router,
     control: Arc<FakeControl>,
-    events: broadcast::Sender<SandboxEvent>,
+    events: broadcast::Sender<Event>,
     closing: CancellationToken,
     down: Arc<Mutex<Option<String>>>,
 }
@@ -472,6 +514,15 @@ async fn every_route_asks_its_verb_and_answers_in_the_documented_shape() {
         Some(Verb::List(list))
     };
     let organization = format!("/api/organizations/{}", organization_id());
+    let registry_id = uuid::Uuid::from_u128(8);
+    let wish = |password: Option<&str>, project: Option<&str>| RegistryWish {
+        name: "hub".into(),
+        url: "docker.io".into(),
+        host: "docker.io".into(),
+        username: "me".into(),
+        password: password.map(|password| Password(password.into())),
+        project: project.map(str::to_owned),
+    };
     for (method, path, body, status, verb, model) in [
         ("POST", "/api/sandbox".to_owned(), json!({"labels": {"a": "b"}, "volumes": []}), 200,
             Some(Verb::Create(CreateSandbox { labels: [("a".into(), "b".into())].into(), ..Default::default() })), "Sandbox"),
@@ -550,6 +601,24 @@ async fn every_route_asks_its_verb_and_answers_in_the_documented_shape() {
         ("PATCH", format!("/api/warm-pools/{}", pool_id()), json!({"pool": 0}), 200,
             Some(Verb::ResizeWarmPool { pool_id: pool_id(), size: 0 }), "WarmPool"),
         ("DELETE", format!("/api/warm-pools/{}", pool_id()), Value::Null, 204, Some(Verb::DeleteWarmPool { pool_id: pool_id() }), ""),
+        ("GET", "/api/snapshots/me%2Fbase:1".to_owned(), Value::Null, 200, Some(Verb::GetSnapshot { id_or_name: "me/base:1".into() }), "SnapshotDto"),
+        ("POST", "/api/snapshots".to_owned(), json!({"name": "a", "imageName": "alpine:3"}), 200,
+            Some(Verb::CreateSnapshot(CreateSnapshot {
+                name: "a".into(), source: SnapshotSource::Image { name: "alpine:3".into() }, entrypoint: vec![],
+                cpu: None, memory_gib: None, disk_gib: None, region: None,
+            })), "SnapshotDto"),
+        ("DELETE", "/api/snapshots/mine".to_owned(), Value::Null, 200, Some(Verb::DeleteSnapshot { id_or_name: "mine".into() }), ""),
+        ("POST", "/api/snapshots/mine/activate".to_owned(), Value::Null, 200,
+            Some(Verb::ActivateSnapshot { id_or_name: "mine".into(), activation: Activation::Active }), "SnapshotDto"),
+        ("POST", "/api/snapshots/mine/deactivate".to_owned(), Value::Null, 204,
+            Some(Verb::ActivateSnapshot { id_or_name: "mine".into(), activation: Activation::Inactive }), ""),
+        ("GET", "/api/docker-registry".to_owned(), Value::Null, 200, Some(Verb::ListRegistries), "List[DockerRegistry]"),
+        ("POST", "/api/docker-registry".to_owned(), json!({"name": "hub", "url": "docker.io", "username": "me", "password": "p"}), 201,
+            Some(Verb::CreateRegistry(wish(Some("p"), None))), "DockerRegistry"),
+        ("GET", format!("/api/docker-registry/{registry_id}"), Value::Null, 200, Some(Verb::GetRegistry { registry_id }), "DockerRegistry"),
+        ("PATCH", format!("/api/docker-registry/{registry_id}"), json!({"name": "hub", "url": "docker.io", "username": "me", "project": "x"}), 200,
+            Some(Verb::UpdateRegistry { registry_id, registry: wish(None, Some("x")) }), "DockerRegistry"),
+        ("DELETE", format!("/api/docker-registry/{registry_id}"), Value::Null, 204, Some(Verb::DeleteRegistry { registry_id }), ""),
         ("GET", "/api/regions".to_owned(), Value::Null, 200, None, "List[Region]"),
         ("GET", "/api/shared-regions".to_owned(), Value::Null, 200, None, "List[Region]"),
         ("GET", "/api/regions/eu".to_owned(), Value::Null, 200, None, "Region"),
@@ -806,6 +875,19 @@ async fn malformed_input_is_refused_before_control_hears_of_it() {
         ("GET", "/api/sandbox?name=%00", "", "name"),
         ("GET", "/api/snapshots?page=0", "", "page"),
         ("GET", "/api/snapshots?limit=-1", "", "limit"),
+        ("GET", "/api/snapshots?sort=size", "", "sort"),
+        ("GET", "/api/snapshots?order=up", "", "order"),
+        ("POST", "/api/snapshots", "{}", "imageName"),
+        ("POST", "/api/snapshots", r#"{"imageName":"a:1"}"#, "name"),
+        ("POST", "/api/snapshots", r#"{"name":"a","imageName":"a:1","cpu":0}"#, "cpu"),
+        ("POST", "/api/docker-registry", "{}", "url"),
+        ("POST", "/api/docker-registry", r#"{"url":"ghcr.io","name":"a","username":"u"}"#, "password"),
+        (
+            "PATCH",
+            "/api/docker-registry/00000000-0000-0000-0000-000000000008",
+            r#"{"url":"ghcr.io","name":"a"}"#,
+            "username",
+        ),
         ("GET", "/api/sandbox/box/ports/0/preview-url", "", "port"),
         ("GET", "/api/sandbox/box/ports/65536/preview-url", "", "port"),
         ("GET", "/api/sandbox/box/ports/http/preview-url", "", "port"),
@@ -1066,11 +1148,57 @@ async fn snapshots_come_in_pages() {
         (names.join(" "), body["total"].as_u64().unwrap(), body["totalPages"].as_u64().unwrap())
     };
 
-    assert_eq!(page("limit=2").await, ("Alpine base".into(), 3, 2));
-    assert_eq!(page("limit=2&page=2").await, ("debian".into(), 3, 2));
+    assert_eq!(page("sort=name&order=asc&limit=2").await, ("Alpine base".into(), 3, 2));
+    assert_eq!(page("sort=name&order=asc&limit=2&page=2").await, ("debian".into(), 3, 2));
+    assert_eq!(page("sort=name").await, ("debian base Alpine".into(), 3, 1));
+    // As last used, then as made: the last one first.
+    assert_eq!(page("").await, ("debian base Alpine".into(), 3, 1));
+    assert_eq!(page("sourceSandboxId=x").await, ("".into(), 0, 0));
     assert_eq!(page("page=1000000&limit=200").await, ("".into(), 3, 1));
     assert_eq!(page("name=BASE").await, ("base".into(), 1, 1));
     assert_eq!(page("name=none").await, ("".into(), 0, 0));
+}
+
+#[tokio::test]
+async fn a_snapshot_is_shown_as_it_is() {
+    let world = World::new();
+    let body = world.ask("POST", "/api/snapshots/mine/activate", Value::Null).await.body;
+
+    let (at, changed) = ("2023-11-14T22:13:20.000Z", "2023-11-14T22:13:20.001Z");
+    let expected = json!({
+        "id": uuid::Uuid::from_u128(7), "organizationId": organization_id(), "general": false, "name": "mine",
+        "state": "active", "size": 0.75, "entrypoint": null, "cpu": 1, "gpu": 0, "mem": 1, "disk": 3,
+        "errorReason": null, "createdAt": at, "updatedAt": changed, "lastUsedAt": "2023-11-14T22:13:20.003Z",
+        "buildInfo": {"dockerfileContent": "FROM alpine:3\n", "contextHashes": ["abc"], "createdAt": at,
+            "updatedAt": changed, "snapshotRef": "atoll/base:1"},
+        "regionIds": ["eu"], "initialRunnerId": "0000000000000005", "ref": "atoll/base:1", "sourceSandboxId": null,
+        "sandboxClass": "container",
+    });
+    assert_eq!(body, expected);
+    let failed = World::new().answering(|_| {
+        let state = SnapshotRecordState::Error { reason: "no such host".into() };
+        Ok(VerbAnswer::Snapshots(vec![("mine".into(), SnapshotRecord { state, ..own_snapshot().1 })]))
+    });
+    let body = failed.ask("GET", "/api/snapshots/mine", Value::Null).await.body;
+    assert_eq!((&body["state"], &body["errorReason"]), (&json!("error"), &json!("no such host")));
+}
+
+#[tokio::test]
+async fn a_registrys_password_is_never_shown() {
+    let world = World::new();
+    let wish = json!({"name": "hub", "url": "docker.io", "username": "me", "password": "hush"});
+    for (method, path, body) in [
+        ("POST", "/api/docker-registry".to_owned(), wish.clone()),
+        ("GET", "/api/docker-registry".to_owned(), Value::Null),
+        ("GET", format!("/api/docker-registry/{}", uuid::Uuid::from_u128(8)), Value::Null),
+        ("PATCH", format!("/api/docker-registry/{}", uuid::Uuid::from_u128(8)), wish),
+    ] {
+        let answer = world.ask(method, &path, body).await;
+        assert!(answer.status < 300, "{path}: {}", answer.body);
+        let said = answer.body.to_string();
+        assert!(!said.contains("hush") && !said.to_lowercase().contains("password"), "{said}");
+    }
+    assert!(!format!("{:?}", world.control.asked.lock().unwrap()).contains("hush"), "nor logged");
 }
 
 #[tokio::test]
@@ -1261,10 +1389,10 @@ async fn a_listener_hears_of_its_organizations_sandboxes_only() {
     let mut foreign = view();
     foreign.record.organization_id = OrganizationId(uuid::Uuid::from_u128(99));
 
-    served.world.events.send(SandboxEvent::Created(Arc::new(foreign))).unwrap();
-    served.world.events.send(SandboxEvent::Created(Arc::new(view()))).unwrap();
+    served.world.events.send(Event::Sandbox(SandboxEvent::Created(Arc::new(foreign)))).unwrap();
+    served.world.events.send(Event::Sandbox(SandboxEvent::Created(Arc::new(view())))).unwrap();
     let changed = SandboxEvent::StateChanged { old: SandboxState::Stopped, sandbox: Arc::new(view()) };
-    served.world.events.send(changed).unwrap();
+    served.world.events.send(Event::Sandbox(changed)).unwrap();
 
     let event = |text: String| -> Value { serde_json::from_str(text.strip_prefix("42").unwrap()).unwrap() };
     let created = event(socket.hear().await.unwrap());
@@ -1274,6 +1402,34 @@ async fn a_listener_hears_of_its_organizations_sandboxes_only() {
     assert_eq!(updated[0], "sandbox.state.updated");
     assert_eq!((&updated[1]["oldState"], &updated[1]["newState"]), (&json!("stopped"), &json!("started")));
     Reference::ours().check("Sandbox", &updated[1]["sandbox"], "sandbox.state.updated");
+}
+
+#[tokio::test]
+async fn a_listener_hears_of_its_organizations_snapshots_and_of_everybodys() {
+    let served = Served::new(World::new());
+    let mut socket = Socket::connected(&served).await;
+    let snapshot =
+        |organization_id| Arc::new(("s".to_owned(), SnapshotRecord { organization_id, ..own_snapshot().1 }));
+    let say = |event| served.world.events.send(Event::Snapshot(event)).unwrap();
+
+    say(SnapshotEvent::Created(snapshot(Some(OrganizationId(uuid::Uuid::from_u128(99))))));
+    say(SnapshotEvent::Created(snapshot(None)));
+    let mut hear = async || -> Value {
+        serde_json::from_str(socket.hear().await.unwrap().strip_prefix("42").unwrap()).unwrap()
+    };
+    let created = hear().await;
+    assert_eq!((&created[0], &created[1]["general"]), (&json!("snapshot.created"), &json!(true)));
+    Reference::ours().check("SnapshotDto", &created[1], "snapshot.created");
+
+    let old = atoll_api::rest::SnapshotState::Pulling;
+    say(SnapshotEvent::StateChanged { old, snapshot: snapshot(Some(organization_id())) });
+    let changed = hear().await;
+    assert_eq!(changed[0], "snapshot.state.updated");
+    assert_eq!((&changed[1]["oldState"], &changed[1]["newState"]), (&json!("pulling"), &json!("active")));
+    Reference::ours().check("SnapshotDto", &changed[1]["snapshot"], "snapshot.state.updated");
+
+    say(SnapshotEvent::Removed(snapshot(Some(organization_id()))));
+    assert_eq!(hear().await[0], "snapshot.removed");
 }
 
 #[tokio::test]
@@ -1320,7 +1476,7 @@ async fn a_listener_that_lags_is_let_go_and_closing_ends_the_rest() {
     let mut socket = Socket::connected(&served).await;
     // More than the channel holds, in one go: the listener's task has no chance to read between them.
     for _ in 0..64 {
-        served.world.events.send(SandboxEvent::Created(Arc::new(view()))).unwrap();
+        served.world.events.send(Event::Sandbox(SandboxEvent::Created(Arc::new(view())))).unwrap();
     }
     within(async { while socket.hear().await.is_some() {} }).await;
 

@@ -58,6 +58,21 @@ impl ClusterState {
                 self.note_warm_pool(pool_id, error_reason);
                 Ok(())
             }
+            CreateSnapshot { name, snapshot } => self.create_snapshot(name, *snapshot),
+            ClaimSnapshot { key, attempt, node_id, now_ms } => {
+                self.claim_snapshot(&key, attempt, node_id, now_ms)
+            }
+            ReportSnapshot { key, attempt, report, now_ms } => {
+                self.report_snapshot(&key, attempt, report, now_ms)
+            }
+            RetrySnapshot { key, attempt, now_ms } => self.retry_snapshot(&key, attempt, now_ms),
+            ActivateSnapshot { key, activation, now_ms } => self.activate_snapshot(&key, activation, now_ms),
+            TouchSnapshot { key, now_ms } => self.touch_snapshot(&key, now_ms),
+            RemoveSnapshot { key } => self.remove_snapshot(&key),
+            PutRegistry { registry_id, registry } => self.put_registry(registry_id, registry),
+            DeleteRegistry { registry_id, organization_id } => {
+                self.delete_registry(registry_id, organization_id)
+            }
         };
         match judged {
             Ok(()) => ClusterOutcome::Applied,

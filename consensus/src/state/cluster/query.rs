@@ -54,5 +54,19 @@ impl ClusterState {
             let organization_id = key.organization_id;
             assert!(self.organizations.contains_key(&organization_id), "{key_hash:?} is of an organization");
         }
+        for (organization_id, own) in &self.own_snapshots {
+            assert!(self.organizations.contains_key(organization_id), "{organization_id} has snapshots");
+            assert!(!own.is_empty(), "{organization_id} has a list with something in it");
+            for (name, snapshot) in own {
+                assert_eq!(snapshot.organization_id, Some(*organization_id), "{name} is whose it says");
+            }
+        }
+        for (name, snapshot) in self.all_snapshots() {
+            assert!(!snapshot.state.is_in_work() || snapshot.worker.is_some(), "somebody works on {name}");
+        }
+        for (registry_id, registry) in &self.registries {
+            let organization_id = registry.organization_id;
+            assert!(self.organizations.contains_key(&organization_id), "{registry_id} is of an organization");
+        }
     }
 }

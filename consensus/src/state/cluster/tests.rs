@@ -10,8 +10,11 @@ use proptest::prelude::*;
 use super::ClusterRejection::*;
 use super::*;
 
+mod catalogue;
+
 const NOW_MS: u64 = 1_000_000;
 const APPLIED: ClusterOutcome = ClusterOutcome::Applied;
+const RESOURCES: Resources = Resources { cpu: 1, memory_gib: 1, disk_gib: 3 };
 
 fn identity(n: u128) -> ClusterIdentity {
     ClusterIdentity {
@@ -337,15 +340,7 @@ fn a_snapshot_is_replaced_and_deleted_by_name() {
     let mut world = World::founded(1);
     let put = |image: &str| ClusterCommand::PutSnapshot {
         name: "base".into(),
-        snapshot: SnapshotRecord {
-            id: uuid::Uuid::nil(),
-            image: image.into(),
-            entrypoint: vec![],
-            default_user: "daytona".into(),
-            default_resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 3 },
-            allow_sudo: true,
-            created_at_ms: NOW_MS,
-        },
+        snapshot: SnapshotRecord::given(uuid::Uuid::nil(), image.into(), RESOURCES, NOW_MS),
     };
 
     world.accept(put("a"));
@@ -358,15 +353,7 @@ fn a_snapshot_is_replaced_and_deleted_by_name() {
 }
 
 fn snapshot() -> SnapshotRecord {
-    SnapshotRecord {
-        id: uuid::Uuid::nil(),
-        image: "a".into(),
-        entrypoint: vec![],
-        default_user: "daytona".into(),
-        default_resources: Resources { cpu: 1, memory_gib: 1, disk_gib: 3 },
-        allow_sudo: true,
-        created_at_ms: NOW_MS,
-    }
+    SnapshotRecord::given(uuid::Uuid::nil(), "a".into(), RESOURCES, NOW_MS)
 }
 
 fn pool_id(n: u128) -> WarmPoolId {
@@ -505,6 +492,7 @@ fn any_command() -> impl Strategy<Value = ClusterCommand> {
             pool_id: pool_id(n),
             error_reason: (!is_well).then(|| "no room".to_owned()),
         }),
+        8 => catalogue::any_command(),
     ]
 }
 

@@ -59,7 +59,7 @@ impl ClusterState {
             None => {}
         }
         if !self.organizations.contains_key(&pool.organization_id)
-            || !self.snapshots.contains_key(&pool.snapshot)
+            || self.snapshot_named(pool.organization_id, &pool.snapshot).is_none()
             // Another pool has this id.
             || self.warm_pools.contains_key(&pool_id)
         {
