@@ -2,6 +2,7 @@
 //! and each runtime gets the same trials but for those that name what only one can do.
 
 mod api;
+mod catalogue;
 mod disks;
 mod doors;
 mod isolation;
@@ -28,8 +29,10 @@ fn rules(runtime: Runtime) -> Vec<Rule> {
     let both = [api::RULES, doors::RULES, isolation::RULES, membership::RULES, processes::RULES, sdk::RULES]
         .concat();
     match runtime {
-        // Images are the node's, whatever runs its sandboxes.
-        Runtime::Embedded => [&both[..], disks::RULES, registry::RULES, warm_pools::RULES].concat(),
+        // Images are the node's store's, which Docker's engine does not look into.
+        Runtime::Embedded => {
+            [&both[..], catalogue::RULES, disks::RULES, registry::RULES, warm_pools::RULES].concat()
+        }
         Runtime::Docker => both,
     }
 }
