@@ -68,7 +68,8 @@ impl Upkeep {
 
     async fn collect(&self) {
         let mut images = self.cluster.read(|state| {
-            state.snapshots.values().map(|snapshot| snapshot.image.clone()).collect::<BTreeSet<_>>()
+            let images = state.all_snapshots().map(|(_, snapshot)| snapshot.image.clone());
+            images.filter(|image| !image.is_empty()).collect::<BTreeSet<_>>()
         });
         self.region.read(|state| {
             images.extend(state.sandboxes.values().map(|sandbox| sandbox.spec.image.clone()));
