@@ -177,6 +177,14 @@ impl BlobWriter {
         }
     }
 
+    /// All that was written is in the file.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        match &mut self.file {
+            Some(file) => file.flush().await,
+            None => Ok(()),
+        }
+    }
+
     /// From the beginning again.
     pub async fn restart(&mut self) -> io::Result<()> {
         use tokio::io::AsyncSeekExt;

@@ -323,6 +323,9 @@ impl Store {
         let mut writer = self.0.blobs.continue_writing(&digest, bytes).await?;
         if from != writer.written() {
             writer.restart().await?;
+            if from != 0 {
+                return Err(StoreError::Unreachable("another node goes on elsewhere than asked".to_owned()));
+            }
         }
         let mut chunk = vec![0; 128 * 1024];
         loop {
@@ -336,6 +339,8 @@ impl Store {
             progress.tell(&digest, writer.written(), bytes);
         }
         if writer.written() < bytes {
+            // What is still on its way to the file would change it under whoever goes on.
+            writer.flush().await?;
             return Err(StoreError::Unreachable("another node broke off".to_owned()));
         }
         writer.finish(Some(&digest)).await.map(|_| ())
