@@ -389,8 +389,13 @@ proptest! {
     fn a_record_goes_only_when_it_was_to_be_deleted(steps in steps()) {
         play(&steps, |before, command, _, after| {
             for (sandbox_id, record) in live(before) {
-                let deleted = record.is_archived()
-                    && matches!(command, RegionCommand::SetDesired { sandbox_id: wished, desired: Desired::Deleted, .. } if wished == sandbox_id);
+                let is_wished = match command {
+                    RegionCommand::SetDesired { sandbox_id: wished, desired: Desired::Deleted, .. }
+                    | RegionCommand::RetireWarm { sandbox_id: wished, .. } => wished == sandbox_id,
+                    _ => false,
+                };
+                // Without an owner there is nobody who would have to remove anything first.
+                let deleted = record.is_archived() && is_wished;
                 assert!(deleted || after.sandboxes.contains_key(sandbox_id), "{command:?} lost {sandbox_id}");
             }
         });
