@@ -286,7 +286,7 @@ proptest! {
             let doomed_it = matches!(command, RegionCommand::ReportPhase { phase: Phase::Stopped, .. })
                 && second == rejected(RegionRejection::Deleting);
             // The first delete has removed the archived sandbox's record.
-            let removed_it = matches!(command, RegionCommand::SetDesired { sandbox_id, .. } if was_archived(before, sandbox_id))
+            let removed_it = matches!(command, RegionCommand::SetDesired { sandbox_id, .. } | RegionCommand::RetireWarm { sandbox_id, .. } if was_archived(before, sandbox_id))
                 && second == rejected(RegionRejection::NotFound);
             assert!(second == *outcome || doomed_it || removed_it, "{command:?}: {outcome:?}, then {second:?}");
         });
