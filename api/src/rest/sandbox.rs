@@ -231,6 +231,9 @@ pub enum SandboxState {
     Archiving,
     Archived,
     Restoring,
+    PendingBuild,
+    BuildingSnapshot,
+    BuildFailed,
 }
 
 /// Whether a sandbox has run before.
@@ -240,8 +243,16 @@ pub enum Start {
     Again,
     /// Its disk is still that of another sandbox.
     OfFork,
+    /// Its image is still to be built.
+    OfBuild(BuildProgress),
     /// After it was archived.
     FromArchive,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BuildProgress {
+    Waiting,
+    Building,
 }
 
 impl SandboxState {
@@ -253,11 +264,14 @@ impl SandboxState {
             Start::First => Creating,
             Start::Again => Starting,
             Start::OfFork => Forking,
+            Start::OfBuild(BuildProgress::Waiting) => PendingBuild,
+            Start::OfBuild(BuildProgress::Building) => BuildingSnapshot,
             Start::FromArchive => Restoring,
         };
         match (desired, phase) {
             (Desired::Deleted, Phase::Stopped | Phase::Archived) => Destroyed,
             (Desired::Deleted, _) => Destroying,
+            (_, Phase::Failed { .. }) if matches!(start, Start::OfBuild(_)) => BuildFailed,
             (_, Phase::Failed { .. } | Phase::Lost) => Error,
             (Desired::Running | Desired::Stopped, Phase::Stopping) => Stopping,
             (Desired::Running, Phase::Pending | Phase::Starting) => on_the_way_up,
@@ -314,6 +328,9 @@ impl SandboxState {
             SandboxState::Archiving => "archiving",
             SandboxState::Archived => "archived",
             SandboxState::Restoring => "restoring",
+            SandboxState::PendingBuild => "pending_build",
+            SandboxState::BuildingSnapshot => "building_snapshot",
+            SandboxState::BuildFailed => "build_failed",
         }
     }
 

@@ -8,6 +8,7 @@ use atoll_api::tokens::TokenHash;
 use serde::{Deserialize, Serialize};
 
 mod apply;
+mod build;
 mod capture;
 mod index;
 mod invariants;
@@ -17,6 +18,7 @@ mod query;
 pub(crate) mod tests;
 
 pub use apply::{PREVIEW_TOKENS_PER_SANDBOX_MAX, REPEAT_WINDOW_MS};
+pub use build::BuildOutcome;
 pub use capture::{CAPTURES_MAX, CaptureOutcome, CapturePurpose, Checkpoint, Disk, SnapshotTaken};
 pub use index::NodeUsage;
 pub use query::{Cursor, Page, SandboxFilter, is_claimable_as};
@@ -118,6 +120,9 @@ pub struct SandboxRecord {
     /// It is a fork of this one, which may be gone by now.
     #[serde(default)]
     pub parent: Option<SandboxId>,
+    /// Its image was, or is to be, built for it: as this snapshot of the catalogue, which may be gone by now.
+    #[serde(default)]
+    pub build: Option<uuid::Uuid>,
     /// What its disk is still to be taken for, by the number of the capture.
     #[serde(default)]
     pub captures: BTreeMap<u64, CapturePurpose>,
@@ -284,6 +289,22 @@ pub enum RegionCommand {
         sandbox: Box<NewSandbox>,
         now_ms: u64,
     },
+    /// A new sandbox whose image is still being built, as the snapshot `snapshot_id` of the catalogue. It stays Pending, and
+    /// nobody makes it, until `ReportBuild`. Applied again as `CreateSandbox` is.
+    CreateUnbuilt {
+        sandbox_id: SandboxId,
+        snapshot_id: uuid::Uuid,
+        sandbox: Box<NewSandbox>,
+        now_ms: u64,
+    },
+    /// What has become of the build that a sandbox waits for; anybody who sees it in the catalogue may say so. The first
+    /// word counts.
+    ReportBuild {
+        sandbox_id: SandboxId,
+        snapshot_id: uuid::Uuid,
+        outcome: BuildOutcome,
+        now_ms: u64,
+    },
     /// The owner shall take the disk for a snapshot. Only of a sandbox that is at rest in its wish: Running, Paused or
     /// Stopped. Applied again while the snapshot `id` is under way or was the last one.
     SnapshotSandbox {
@@ -416,6 +437,10 @@ pub enum RegionRejection {
     /// It failed before there was one, or its owner is Down.
     #[error("the sandbox has no disk that could be copied now")]
     NoDisk,
+    #[error("the sandbox's image was not built: create the sandbox anew")]
+    NotBuilt,
+    #[error("the sandbox is not made from this build")]
+    OtherBuild,
     #[error("the sandbox's disk is being copied for {0} others already")]
     TooManyCaptures(u64),
     /// Another sandbox or port has this token.

@@ -97,6 +97,7 @@ fn view() -> SandboxView {
             archive_failure: None,
             restored_version: 0,
             warm: None,
+            build: None,
         },
     }
 }

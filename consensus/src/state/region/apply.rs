@@ -69,6 +69,12 @@ impl RegionState {
             ForkSandbox { parent, sandbox_id, sandbox, now_ms } => {
                 self.fork_sandbox(parent, sandbox_id, *sandbox, now_ms)
             }
+            CreateUnbuilt { sandbox_id, snapshot_id, sandbox, now_ms } => {
+                self.create_unbuilt(sandbox_id, snapshot_id, *sandbox, now_ms)
+            }
+            ReportBuild { sandbox_id, snapshot_id, outcome, now_ms } => {
+                self.report_build(sandbox_id, snapshot_id, outcome, now_ms)
+            }
             SnapshotSandbox { sandbox_id, id, name, now_ms } => {
                 self.snapshot_sandbox(sandbox_id, id, name, now_ms)
             }
@@ -190,6 +196,7 @@ impl RegionState {
         if let Some(record) = self.sandboxes.get(&sandbox_id) {
             let said_again = record.warm.map(|warm| warm.pool_id) == pool_id
                 && record.parent.is_none()
+                && record.build.is_none()
                 && record.is_made_of(&sandbox);
             return if said_again { Ok(()) } else { Err(RegionRejection::IdTaken) };
         }
@@ -234,6 +241,7 @@ impl RegionState {
             desired_version: 1,
             disk: Disk::Image,
             parent: None,
+            build: None,
             captures: BTreeMap::new(),
             captures_asked: 0,
             snapshot_taken: None,
@@ -317,7 +325,7 @@ impl RegionState {
             return Err(RegionRejection::Archived);
         }
         if record.will_have_no_disk() {
-            return Err(RegionRejection::NoDisk);
+            return Err(record.why_no_disk());
         }
         let owner = self.nodes.get(&record.placement.node_id);
         let owner_is_down = owner.is_none_or(|node| node.health == NodeHealth::Down);
@@ -358,7 +366,7 @@ impl RegionState {
             return Err(if archived { RegionRejection::Archived } else { RegionRejection::InTransition });
         }
         if record.will_have_no_disk() {
-            return Err(RegionRejection::NoDisk);
+            return Err(record.why_no_disk());
         }
         match desired {
             Desired::Running => {
@@ -675,9 +683,16 @@ impl SandboxRecord {
             && self.preview_token_hash == sandbox.preview_token_hash
     }
 
-    /// It is a fork, and its parent's disk was not copied.
-    fn will_have_no_disk(&self) -> bool {
+    /// Its parent's disk was not copied, or its image not built.
+    pub(super) fn will_have_no_disk(&self) -> bool {
         self.disk == Disk::Awaited && matches!(self.phase, Phase::Failed { .. })
+    }
+
+    fn why_no_disk(&self) -> RegionRejection {
+        match self.build {
+            Some(_) => RegionRejection::NotBuilt,
+            None => RegionRejection::NoDisk,
+        }
     }
 
     fn set_intervals(&mut self, intervals: Intervals) {

@@ -26,7 +26,7 @@ pub enum Disk {
     /// The specification's image.
     #[default]
     Image,
-    /// That of its parent, which has not been taken yet: nobody makes it.
+    /// That of its parent, which has not been taken yet, or an image that is still being built: nobody makes it.
     Awaited,
     Checkpoint(Checkpoint),
 }
@@ -106,7 +106,7 @@ impl SandboxRecord {
         self.captures.values().any(|purpose| matches!(purpose, CapturePurpose::Snapshot { .. }))
     }
 
-    /// It is a fork that has no disk yet, or will never have one.
+    /// It is a fork or waits for a build, and has no disk yet or will never have one.
     pub fn is_disk_awaited(&self) -> bool {
         self.disk == Disk::Awaited && self.desired != Desired::Deleted
     }

@@ -76,11 +76,15 @@ fn check_disk(state: &RegionState, sandbox_id: SandboxId, record: &SandboxRecord
         assert!(!record.is_archive_awaited(), "{sandbox_id} is not wished archived");
         assert!(record.phase != Phase::Archiving || record.desired == Desired::Deleted, "{sandbox_id} stays");
     }
-    if record.is_disk_awaited() && !matches!(record.phase, Phase::Failed { .. }) {
+    if record.is_disk_awaited() && record.build.is_none() && !matches!(record.phase, Phase::Failed { .. }) {
         let parent = record.parent.and_then(|parent| state.sandboxes.get(&parent));
         let mut asked = parent.into_iter().flat_map(|parent| parent.captures.values());
         let is_asked = asked.any(|purpose| *purpose == CapturePurpose::Fork { child: sandbox_id });
         assert!(is_asked, "somebody is to take the disk that {sandbox_id} waits for");
+    }
+    assert!(record.parent.is_none() || record.build.is_none(), "{sandbox_id} has one origin");
+    if record.build.is_some() && record.is_disk_awaited() {
+        assert!(record.spec.image.is_empty(), "{sandbox_id} has no image before it is built");
     }
     let newest = record.captures.last_key_value().map_or(0, |(number, _)| *number);
     assert!(newest <= record.captures_asked, "{sandbox_id} counts its captures");

@@ -1,5 +1,6 @@
 //! The region's rules: each test is named after one. `World` is the only thing that knows how commands look.
 
+mod builds;
 mod captures;
 mod lifecycle;
 mod listing;

@@ -146,6 +146,16 @@ fn any_command() -> impl Strategy<Value = RegionCommand> {
         4 => (a_sandbox(), a_sandbox(), a_new_sandbox(), a_time()).prop_map(
             |(parent, sandbox_id, sandbox, now_ms)| ForkSandbox { parent, sandbox_id, sandbox, now_ms }
         ),
+        4 => (a_sandbox(), 1..=2u128, a_new_sandbox(), a_time()).prop_map(|(sandbox_id, id, sandbox, now_ms)| {
+            CreateUnbuilt { sandbox_id, snapshot_id: uuid::Uuid::from_u128(id), sandbox, now_ms }
+        }),
+        4 => (a_sandbox(), 1..=2u128, any::<bool>(), a_time()).prop_map(|(sandbox_id, id, built, now_ms)| {
+            let outcome = match built {
+                true => BuildOutcome::Built { image: "built".into(), user: "u".into(), entrypoint: vec!["e".into()] },
+                false => BuildOutcome::Failed { reason: "reason".into() },
+            };
+            ReportBuild { sandbox_id, snapshot_id: uuid::Uuid::from_u128(id), outcome, now_ms }
+        }),
         2 => (a_sandbox(), 1..=3u128, a_time()).prop_map(|(sandbox_id, id, now_ms)| {
             SnapshotSandbox { sandbox_id, id: uuid::Uuid::from_u128(id), name: format!("snapshot{id}"), now_ms }
         }),
@@ -217,6 +227,11 @@ impl Step {
             | RegionCommand::ReportCapture { sandbox_id, placement, .. } => {
                 if let Some(record) = state.sandboxes.get(sandbox_id) {
                     *placement = record.placement;
+                }
+            }
+            RegionCommand::ReportBuild { sandbox_id, snapshot_id, .. } => {
+                if let Some(build) = state.sandboxes.get(sandbox_id).and_then(|record| record.build) {
+                    *snapshot_id = build;
                 }
             }
             RegionCommand::ClaimWarm { sandbox_id, sandbox, .. } => {
