@@ -353,7 +353,7 @@ pub enum RegionCommand {
         sandbox: Box<NewSandbox>,
         now_ms: u64,
     },
-    /// A member is to be deleted. Rejected once somebody has it.
+    /// A member is to be deleted. Rejected once somebody has it. Until then it runs and nothing else is wished of it.
     RetireWarm {
         sandbox_id: SandboxId,
         now_ms: u64,
@@ -454,4 +454,7 @@ pub enum RegionRejection {
     /// Another create was faster.
     #[error("the sandbox was claimed already")]
     Claimed,
+    /// A member of a warm pool runs, and is nobody's.
+    #[error("nobody has claimed the sandbox yet")]
+    Unclaimed,
 }

@@ -361,6 +361,9 @@ impl RegionState {
             self.doom(sandbox_id, now_ms);
             return Ok(());
         }
+        if record.member_of().is_some() {
+            return Err(RegionRejection::Unclaimed);
+        }
         if record.desired == Desired::Archived {
             let archived = record.is_archived();
             return Err(if archived { RegionRejection::Archived } else { RegionRejection::InTransition });

@@ -140,6 +140,9 @@ impl RegionState {
         if source.organization_id != sandbox.organization_id {
             return Err(RegionRejection::NotFound);
         }
+        if source.member_of().is_some() {
+            return Err(RegionRejection::Unclaimed);
+        }
         let archived = match (&source.phase, &source.disk) {
             (Phase::Archived, Disk::Checkpoint(checkpoint)) => Some(checkpoint.clone()),
             _ => {
@@ -176,6 +179,9 @@ impl RegionState {
         }
         if record.is_archived() {
             return Err(RegionRejection::Archived);
+        }
+        if record.member_of().is_some() {
+            return Err(RegionRejection::Unclaimed);
         }
         judge_capture(record)?;
         if let Some(record) = self.sandboxes.get_mut(&sandbox_id) {

@@ -86,6 +86,10 @@ fn check_disk(state: &RegionState, sandbox_id: SandboxId, record: &SandboxRecord
     if record.build.is_some() && record.is_disk_awaited() {
         assert!(record.spec.image.is_empty(), "{sandbox_id} has no image before it is built");
     }
+    if record.member_of().is_some() {
+        assert!(record.captures.is_empty(), "{sandbox_id} is nobody's, so nobody copies its disk");
+        assert!(matches!(record.desired, Desired::Running | Desired::Deleted), "{sandbox_id} is nobody's");
+    }
     let newest = record.captures.last_key_value().map_or(0, |(number, _)| *number);
     assert!(newest <= record.captures_asked, "{sandbox_id} counts its captures");
     assert!(record.restored_version <= record.desired_version, "{sandbox_id} was restored by a wish");

@@ -301,7 +301,7 @@ proptest! {
             let doomed_it = matches!(command, RegionCommand::ReportPhase { phase: Phase::Stopped, .. })
                 && second == rejected(RegionRejection::Deleting);
             // The first delete has removed the archived sandbox's record.
-            let removed_it = matches!(command, RegionCommand::SetDesired { sandbox_id, .. } | RegionCommand::RetireWarm { sandbox_id, .. } if was_archived(before, sandbox_id))
+            let removed_it = matches!(command, RegionCommand::SetDesired { sandbox_id, .. } if was_archived(before, sandbox_id))
                 && second == rejected(RegionRejection::NotFound);
             assert!(second == *outcome || doomed_it || removed_it, "{command:?}: {outcome:?}, then {second:?}");
         });
@@ -404,11 +404,7 @@ proptest! {
     fn a_record_goes_only_when_it_was_to_be_deleted(steps in steps()) {
         play(&steps, |before, command, _, after| {
             for (sandbox_id, record) in live(before) {
-                let is_wished = match command {
-                    RegionCommand::SetDesired { sandbox_id: wished, desired: Desired::Deleted, .. }
-                    | RegionCommand::RetireWarm { sandbox_id: wished, .. } => wished == sandbox_id,
-                    _ => false,
-                };
+                let is_wished = matches!(command, RegionCommand::SetDesired { sandbox_id: wished, desired: Desired::Deleted, .. } if wished == sandbox_id);
                 // Without an owner there is nobody who would have to remove anything first.
                 let deleted = record.is_archived() && is_wished;
                 assert!(deleted || after.sandboxes.contains_key(sandbox_id), "{command:?} lost {sandbox_id}");

@@ -199,6 +199,27 @@ fn a_member_is_retired_and_a_claimed_one_is_not() {
 }
 
 #[test]
+fn of_a_member_nothing_is_wished_but_its_end() {
+    let mut world = world_with_member(1);
+    let fork = RegionCommand::ForkSandbox {
+        parent: sandbox_id(1),
+        sandbox_id: sandbox_id(2),
+        sandbox: Box::new(new_sandbox("s2", 1)),
+        now_ms: NOW_MS,
+    };
+    let id = uuid::Uuid::from_u128(9);
+    let snapshot =
+        RegionCommand::SnapshotSandbox { sandbox_id: sandbox_id(1), id, name: "s".into(), now_ms: NOW_MS };
+
+    for desired in [Desired::Stopped, Desired::Paused, Desired::Archived] {
+        world.refuse(world.wish(1, desired), Unclaimed);
+    }
+    world.refuse(fork, Unclaimed);
+    world.refuse(snapshot, Unclaimed);
+    world.accept(world.wish(1, Desired::Deleted));
+}
+
+#[test]
 fn a_member_needs_room_like_any_other() {
     let mut world = World::with_nodes(1);
     for n in 1..=4 {
