@@ -150,8 +150,9 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
     let account = accounts.resolve(&config.user).context("find the sandbox's user")?;
     let shells = shells::Shells::read(&options.accounts_dir, &account);
     let environment = Environment::of_user(&account, &shells, &config.env);
-    let work_dir =
-        routes::first_existing([config.work_dir.clone().map(PathBuf::from), Some(account.home.clone())]);
+    let image_work_dir = config.work_dir.clone().map(PathBuf::from).or_else(work_dir_of_image);
+    // A folder that this process stands in could not be unmounted.
+    std::env::set_current_dir("/").context("stand in the root folder")?;
 
     let reaper = Reaper::default();
     let mut reaping = tokio::spawn(reaper.clone().run());
@@ -162,7 +163,7 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
         environment,
         shells,
         workers,
-        work_dir,
+        image_work_dir,
         options.listen.port(),
         options.state_dir,
     )?);
@@ -196,6 +197,11 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
     stop_everyone().await;
     daemon.forget_state();
     Ok(())
+}
+
+/// Whoever starts this process puts it into the folder that the image names; the root folder stands for none.
+fn work_dir_of_image() -> Option<PathBuf> {
+    std::env::current_dir().ok().filter(|dir| dir.parent().is_some())
 }
 
 fn read_config(options: &Options) -> Result<DaemonConfig> {

@@ -35,6 +35,8 @@ pub struct Daemon {
     pub terminals: Arc<Terminals>,
     pub metrics: Arc<Sampler>,
     pub work_dir: PathBuf,
+    /// What the image says; the user's home is next.
+    image_work_dir: Option<PathBuf>,
     accounts_dir: PathBuf,
     own_port: AtomicU16,
 }
@@ -47,13 +49,14 @@ impl Daemon {
         environment: Environment,
         shells: Shells,
         workers: Workers,
-        work_dir: PathBuf,
+        image_work_dir: Option<PathBuf>,
         own_port: u16,
         state_dir: PathBuf,
     ) -> anyhow::Result<Daemon> {
         use anyhow::Context;
         let sessions = Sessions::new(state_dir.clone())
             .with_context(|| format!("make the state folder {}", state_dir.display()))?;
+        let work_dir = first_existing([image_work_dir.clone(), Some(launcher.account().home.clone())]);
         Ok(Daemon {
             launcher,
             environment,
@@ -63,6 +66,7 @@ impl Daemon {
             terminals: Arc::default(),
             metrics: Arc::default(),
             work_dir,
+            image_work_dir,
             accounts_dir,
             own_port: AtomicU16::new(own_port),
         })
@@ -75,8 +79,10 @@ impl Daemon {
         let shells = Shells::read(&self.accounts_dir, &account);
         let environment = Environment::of_user(&account, &shells, &identity.env);
         let workers = if is_same { self.workers.clone() } else { Workers::start(&account)? };
-        let work_dir =
-            if is_same { self.work_dir.clone() } else { first_existing([Some(account.home.clone())]) };
+        let work_dir = match is_same {
+            true => self.work_dir.clone(),
+            false => first_existing([self.image_work_dir.clone(), Some(account.home.clone())]),
+        };
         Ok(Daemon {
             launcher: Launcher::new(account, self.launcher.reaper.clone()),
             environment,
@@ -86,6 +92,7 @@ impl Daemon {
             terminals: self.terminals.clone(),
             metrics: self.metrics.clone(),
             work_dir,
+            image_work_dir: self.image_work_dir.clone(),
             accounts_dir: self.accounts_dir.clone(),
             own_port: AtomicU16::new(self.own_port()),
         })

@@ -101,6 +101,7 @@ impl World {
             .args(["--accounts-dir".as_ref(), etc.as_os_str()])
             .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
             .args(["--listen", &address.to_string()])
+            .current_dir("/")
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

@@ -72,7 +72,8 @@ pub(crate) fn create_body(
         hostname: Some(incarnation.sandbox_id.to_string()),
         // The first process is ours, so it is root whatever the image says. It starts the user's as `spec.user`.
         user: Some("0:0".to_owned()),
-        working_dir: Some("/".to_owned()),
+        // The image's, where the daemon looks what it is.
+        working_dir: None,
         entrypoint: Some(vec![BINARY_PATH.to_owned()]),
         cmd: Some(Vec::new()),
         stop_signal: Some("SIGTERM".to_owned()),

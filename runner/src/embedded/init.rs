@@ -141,6 +141,10 @@ fn become_sandbox(
     }
     filters.install().step("install the seccomp filters")?;
     capabilities::shed().step("give capabilities up")?;
+    if let Some(work_dir) = &wish.work_dir {
+        // Within the root that was moved into, so a link leads nowhere else. An image may name a folder that it lacks.
+        let _ = rustix::process::chdir(work_dir.as_str());
+    }
     match nix::unistd::execve(&program, &arguments, &env) {
         Ok(never) => match never {},
         Err(errno) => Err(errno).step("exec the daemon"),

@@ -49,6 +49,8 @@ pub struct Become {
     pub program: PathBuf,
     /// The first is the program's name as it sees it.
     pub arguments: Vec<String>,
+    /// The image's, as far as it has that folder.
+    pub work_dir: Option<String>,
     pub no_new_privileges: bool,
     /// Of `/dev/shm`.
     pub shared_memory_bytes: u64,

@@ -124,6 +124,7 @@ fn settle(
         ]
         .map(str::to_owned)
         .to_vec(),
+        work_dir: record.image.config.work_dir.clone(),
         // Also where nothing in the image could use them.
         no_new_privileges: !record.spec.allow_sudo || !home.layers.has_sudo(&record.image)?,
         shared_memory_bytes: SHM_BYTES.min(memory_bytes(&record.spec) / 2),
