@@ -37,6 +37,11 @@ mod sandbox_host;
 mod step;
 mod text;
 
+/// Whether a Dockerfile can be built at all, as far as its text says: with the line that is at fault.
+pub fn check(dockerfile: &str) -> Result<(), BuildError> {
+    program::read(dockerfile, &Default::default()).map(drop)
+}
+
 pub use builds::{BuildLimits, BuildState, Builds, StartError};
 pub use cache::CacheLimits;
 pub use error::BuildError;

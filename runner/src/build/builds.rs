@@ -328,14 +328,14 @@ mod tests {
     async fn a_failure_brings_the_last_lines_and_may_be_tried_again() {
         let (host, builds, _dir) = open(BuildLimits::default());
         let states = builds.start("a", request("exit 3")).unwrap();
-        let viewer = builds.log("a").unwrap().follow();
+        let viewer = builds.log("a").unwrap().follow(0);
         drop(viewer);
         host.go_on.notify_one();
 
         let reason = "Dockerfile line 2: RUN exit 3 ended with exit code 3\n\
                       Step 1/2 : FROM x\nStep 2/2 : RUN exit 3\nit says why";
         assert_eq!(ended(states).await, BuildState::Failed(reason.into()));
-        let log = builds.log("a").unwrap().follow().try_collect::<Vec<_>>().await.unwrap().concat();
+        let log = builds.log("a").unwrap().follow(0).try_collect::<Vec<_>>().await.unwrap().concat();
         assert!(
             String::from_utf8(log)
                 .unwrap()

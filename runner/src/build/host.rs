@@ -23,7 +23,8 @@ pub trait BaseAccess: fmt::Debug + Send + Sync + 'static {
 pub struct Admitted {
     /// What the store is asked for: the name itself, or what it stands for in this organization.
     pub reference: String,
-    pub credentials: Option<Credentials>,
+    /// Tried in turn while the registry denies it. None: as nobody in particular.
+    pub identities: Vec<Credentials>,
 }
 
 /// Names mean what they say, and registries are asked without credentials.
@@ -33,7 +34,7 @@ pub struct AnonymousAccess;
 #[async_trait]
 impl BaseAccess for AnonymousAccess {
     async fn admit(&self, reference: &str) -> Result<Admitted, String> {
-        Ok(Admitted { reference: reference.to_owned(), credentials: None })
+        Ok(Admitted { reference: reference.to_owned(), identities: Vec::new() })
     }
 }
 

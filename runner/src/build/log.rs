@@ -104,25 +104,26 @@ impl BuildLog {
         known[known.len().saturating_sub(lines)..].join("\n")
     }
 
-    /// From its beginning to what is there now.
-    pub fn read(self: Arc<Self>) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    /// From this byte to what is there now.
+    pub fn read(self: Arc<Self>, from: u64) -> impl Stream<Item = io::Result<Bytes>> + Send {
         let progress = *self.progress.borrow();
         let (_, ended) = watch::channel(Progress { ended: true, ..progress });
-        chunks(self, ended)
+        chunks(self, ended, from)
     }
 
-    /// From its beginning until the build ends.
-    pub fn follow(self: Arc<Self>) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    /// From this byte until the build ends.
+    pub fn follow(self: Arc<Self>, from: u64) -> impl Stream<Item = io::Result<Bytes>> + Send {
         let changes = self.progress.subscribe();
-        chunks(self, changes)
+        chunks(self, changes, from)
     }
 }
 
 fn chunks(
     log: Arc<BuildLog>,
     changes: watch::Receiver<Progress>,
+    from: u64,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    stream::try_unfold((log, changes, 0u64), |(log, mut changes, at)| async move {
+    stream::try_unfold((log, changes, from), |(log, mut changes, at)| async move {
         loop {
             let progress = *changes.borrow_and_update();
             if at < progress.bytes {
@@ -174,19 +175,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = Arc::new(BuildLog::create(&dir.path().join("log")).unwrap());
         log.line("early");
-        let following = tokio::spawn(text(log.clone().follow()));
-        let leaving = log.clone().follow();
+        let following = tokio::spawn(text(log.clone().follow(0)));
+        let leaving = log.clone().follow(0);
         drop(leaving);
 
         tokio::task::yield_now().await;
         log.append(b"la");
-        assert_eq!(text(log.clone().read()).await, "early\nla");
+        assert_eq!(text(log.clone().read(0)).await, "early\nla");
         log.append(b"te\n");
         log.end();
 
         assert_eq!(following.await.unwrap(), "early\nlate\n");
+        assert_eq!(text(log.clone().follow(6)).await, "late\n", "from where another reader broke off");
+        assert_eq!(text(log.clone().read(600)).await, "");
         assert_eq!(
-            text(Arc::new(BuildLog::open(&dir.path().join("log")).unwrap()).follow()).await,
+            text(Arc::new(BuildLog::open(&dir.path().join("log")).unwrap()).follow(0)).await,
             "early\nlate\n"
         );
     }
@@ -202,7 +205,7 @@ mod tests {
         log.append(b"\n1\n\n2\nunended");
         log.end();
 
-        let kept = text(log.clone().read()).await;
+        let kept = text(log.clone().read(0)).await;
         assert!(kept.ends_with(std::str::from_utf8(CUT).unwrap()));
         assert_eq!(kept.len() as u64, LOG_BYTES_MAX + CUT.len() as u64);
         assert_eq!(log.tail(3), "1\n2\nunended");

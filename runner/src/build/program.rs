@@ -105,7 +105,7 @@ pub struct Copy {
 }
 
 /// `build_args` override what ARG says, where an ARG names them.
-pub fn read(text: &str, build_args: &BTreeMap<String, String>) -> Result<Program, BuildError> {
+pub(crate) fn read(text: &str, build_args: &BTreeMap<String, String>) -> Result<Program, BuildError> {
     let joined = join(text)?;
     let dockerfile = parse::parse(&joined.text).map_err(|error| {
         let message = error.to_string();

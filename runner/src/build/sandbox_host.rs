@@ -122,11 +122,11 @@ impl BuildHost for SandboxBuildHost {
         access: &dyn BaseAccess,
         log: &BuildLog,
     ) -> Result<BaseImage, BuildError> {
-        let Admitted { reference, credentials } = access.admit(reference).await.map_err(BuildError::Host)?;
+        let Admitted { reference, identities } = access.admit(reference).await.map_err(BuildError::Host)?;
         let download = Arc::new(Download::default());
         let told = download.clone();
         let progress = Progress::new(move |blob, written, bytes| told.note(blob, written, bytes));
-        let mut pulling = std::pin::pin!(self.store().pull(&reference, credentials, progress));
+        let mut pulling = std::pin::pin!(self.store().pull_as_any(&reference, identities, progress));
         let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
         // The first one comes at once.
         ticks.tick().await;

@@ -213,6 +213,26 @@ impl Store {
         Ok(self.read_image(reference, top, place.as_ref()).await?.2)
     }
 
+    /// [`Store::pull`] as each of these in turn, for as long as the registry denies it; with none, as nobody in particular.
+    pub async fn pull_as_any(
+        &self,
+        reference: &str,
+        identities: Vec<Credentials>,
+        progress: Progress,
+    ) -> Result<Pulled, StoreError> {
+        if identities.is_empty() {
+            return self.pull(reference, None, progress).await;
+        }
+        let mut refused = StoreError::Denied(format!("nobody may pull {reference}"));
+        for identity in identities {
+            match self.pull(reference, Some(identity), progress.clone()).await {
+                Err(error @ StoreError::Denied(_)) => refused = error,
+                ended => return ended,
+            }
+        }
+        Err(refused)
+    }
+
     /// Brings a whole image here. A registry is asked every time what its tag stands for and whether these credentials
     /// may have it; so nobody gets a private image because somebody else had it fetched.
     pub async fn pull(
