@@ -55,6 +55,8 @@ pub enum StreamHeader {
     Blob,
     /// An image that the receiver shall have a copy of, owned by `node`.
     Hold,
+    /// The log of a build that the receiver has done or is doing, owned by `node`.
+    BuildLog,
     /// Whether a sandbox of the receiver's is by now what it was claimed as, owned by `node`.
     Claim,
 }
@@ -72,6 +74,7 @@ impl StreamHeader {
             | StreamHeader::Status
             | StreamHeader::Blob
             | StreamHeader::Hold
+            | StreamHeader::BuildLog
             | StreamHeader::Claim => StreamClass::Bulk,
         }
     }

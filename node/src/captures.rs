@@ -2,8 +2,7 @@
 //! on the way is done again when the runner says it again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
 use atoll_api::ids::{Generation, NodeId, OrganizationId, SandboxId};
 use atoll_api::sandbox::Placement;
@@ -12,33 +11,20 @@ use atoll_consensus::state::cluster::{
     ClusterCommand, ClusterOutcome, ClusterState, SnapshotRecord, SnapshotSource,
 };
 use atoll_consensus::state::region::{
-    CaptureOutcome, CapturePurpose, Checkpoint, NodeHealth, RegionCommand, RegionOutcome, SandboxRecord,
+    CaptureOutcome, CapturePurpose, Checkpoint, RegionCommand, RegionOutcome, SandboxRecord,
 };
-use atoll_mesh::dial::ByteStream;
-use atoll_mesh::link::Link;
-use atoll_mesh::stream::{StreamHeader, answer, read_message, write_message};
 use atoll_runner::Kept;
-use atoll_runner::store::{LOCAL_HOST, Origin, Progress, Reference, Store};
-use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
+use atoll_runner::store::LOCAL_HOST;
 use tracing::{debug, info, warn};
 
 use crate::clock::now_ms;
-
-/// For a copy to another node.
-const COPY_DEADLINE: Duration = Duration::from_secs(600);
-const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
-/// Nodes that are asked for a copy before one is enough.
-const COPIES_TRIED_MAX: usize = 3;
-/// Besides the owner's own.
-const COPIES_WANTED: usize = 1;
-const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+use crate::copies::Copies;
 
 pub struct Captures {
     me: NodeId,
     cluster: ClusterGroup,
     region: RegionGroup,
-    link: Arc<dyn Link>,
+    copies: Copies,
     /// The runner repeats itself while we are still at it.
     under_way: Mutex<BTreeSet<(SandboxId, u64)>>,
 }
@@ -49,8 +35,9 @@ pub fn image_name(organization_id: OrganizationId, sandbox_id: SandboxId) -> Str
 }
 
 impl Captures {
-    pub fn new(me: NodeId, cluster: ClusterGroup, region: RegionGroup, link: Arc<dyn Link>) -> Captures {
-        Captures { me, cluster, region, link, under_way: Mutex::default() }
+    pub fn new(cluster: ClusterGroup, copies: Copies) -> Captures {
+        let (me, region) = (copies.me, copies.region.clone());
+        Captures { me, cluster, region, copies, under_way: Mutex::default() }
     }
 
     pub async fn settle(
@@ -91,7 +78,7 @@ impl Captures {
                 let is_to_last = asked.iter().any(|purpose| !matches!(purpose, CapturePurpose::Fork { .. }));
                 let mut holders = BTreeSet::from([self.me]);
                 if is_to_last {
-                    holders.extend(self.copy(sandbox_id, &reference).await);
+                    holders.extend(self.copies.copy(&reference).await);
                 }
                 let checkpoint = Checkpoint { image: reference, bytes, taken_at_ms: now_ms(), holders };
                 for purpose in asked {
@@ -127,75 +114,6 @@ impl Captures {
             Err(error) => warn!(%sandbox_id, number, %error, "capture not delivered, it will be sent again"),
         }
     }
-
-    /// Who has a copy now. None is found: the disk is as safe as it was before, on one node.
-    async fn copy(&self, sandbox_id: SandboxId, reference: &str) -> BTreeSet<NodeId> {
-        let others: Vec<NodeId> = self.region.read(|state| {
-            let ready = state.nodes.iter().filter(|(_, node)| node.health == NodeHealth::Ready);
-            ready.map(|(node_id, _)| *node_id).filter(|node_id| *node_id != self.me).collect()
-        });
-        let mut holders = BTreeSet::new();
-        // Not always the same ones.
-        let first = usize::try_from(rand::random::<u32>()).unwrap_or_default() % others.len().max(1);
-        let turn = others.iter().cycle().skip(first).take(others.len().min(COPIES_TRIED_MAX));
-        for node_id in turn {
-            if holders.len() >= COPIES_WANTED {
-                break;
-            }
-            match self.ask_to_hold(*node_id, reference).await {
-                Ok(()) => {
-                    holders.insert(*node_id);
-                }
-                Err(error) => warn!(%sandbox_id, %node_id, error, "no copy of the disk there"),
-            }
-        }
-        holders
-    }
-
-    async fn ask_to_hold(&self, node_id: NodeId, reference: &str) -> Result<(), String> {
-        let asked = async {
-            let mut stream = self
-                .link
-                .open(node_id, StreamHeader::Hold, CONNECT_DEADLINE)
-                .await
-                .map_err(|error| error.to_string())?;
-            let request = HoldRequest { reference: reference.to_owned() };
-            write_message(&mut stream, &request).await.map_err(|error| error.to_string())?;
-            stream.shutdown().await.map_err(|error| error.to_string())?;
-            read_message::<_, HoldAnswer>(&mut stream, MESSAGE_BYTES_MAX)
-                .await
-                .map_err(|error| error.to_string())?
-        };
-        tokio::time::timeout(COPY_DEADLINE, asked).await.unwrap_or_else(|_| Err("took too long".to_owned()))
-    }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct HoldRequest {
-    reference: String,
-}
-
-type HoldAnswer = Result<(), String>;
-
-/// Fetches an image of which a peer wants a copy here, from whoever has it.
-pub async fn serve_hold(store: &Store, mut stream: ByteStream) -> anyhow::Result<()> {
-    let HoldRequest { reference } = read_message(&mut stream, MESSAGE_BYTES_MAX).await?;
-    let held: HoldAnswer = match tokio::time::timeout(COPY_DEADLINE, hold(store, &reference)).await {
-        Ok(held) => held,
-        Err(_) => Err("took too long".to_owned()),
-    };
-    info!(reference, ?held, "asked for a copy of an image");
-    Ok(answer(&mut stream, &held).await?)
-}
-
-async fn hold(store: &Store, reference: &str) -> HoldAnswer {
-    let name: Reference = reference.parse().map_err(|error| format!("{error}"))?;
-    if !name.is_local() || name.digest().is_none() {
-        return Err("only pinned images of the nodes' own are copied".to_owned());
-    }
-    let pulled = store.pull(reference, None, Progress::default()).await.map_err(|error| error.to_string())?;
-    // What the cluster's records speak of stays; once they do not, it may go like anything that was fetched.
-    store.set_name(&name, pulled.digest, Origin::Fetched).map(drop).map_err(|error| error.to_string())
 }
 
 /// The snapshot that has this name for the sandbox's organization.
