@@ -15,12 +15,13 @@ mod warm_pool;
 
 pub use account::{ApiKeyList, Organization, OtelConfig, User, UserPublicKey};
 pub use catalogue::{
-    BuildInfo, CreateDockerRegistry, CreateSnapshot, DockerRegistry, PaginatedSnapshots, Region, RegionType,
-    RegistryPushAccessDto, RegistryType, SnapshotDto, SnapshotState, UpdateDockerRegistry,
+    BuildInfo, BuildLogsUrl, CreateDockerRegistry, CreateSnapshot, DockerRegistry, PaginatedSnapshots,
+    Region, RegionType, RegistryPushAccessDto, RegistryType, SnapshotDto, SnapshotState,
+    UpdateDockerRegistry,
 };
 pub use object_storage::StorageAccessDto;
 pub use sandbox::{
-    CreateBuildInfo, CreateSandbox, CreateSandboxSnapshot, ForkSandbox, ListSandboxesResponse,
+    BuildProgress, CreateBuildInfo, CreateSandbox, CreateSandboxSnapshot, ForkSandbox, ListSandboxesResponse,
     PortPreviewUrl, Sandbox, SandboxDesiredState, SandboxLabels, SandboxListItem, SandboxState,
     SandboxVolume, SignedPortPreviewUrl, SshAccessDto, SshAccessValidationDto, Start, ToolboxProxyUrl,
     UpdateSandboxNetworkSettings,

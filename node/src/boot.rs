@@ -34,8 +34,9 @@ use tracing::info;
 use crate::activity::Activity;
 use crate::admission::{Admission, Membership};
 use crate::blobs::{self, BlobServer, PeerStores, Reach};
+use crate::build_logs::BuildLogs;
 use crate::captures::Captures;
-use crate::catalogue::{Catalogue, Puller};
+use crate::catalogue::{Builder, Catalogue, Puller};
 use crate::claims::Claims;
 use crate::config::{Config, Layout};
 use crate::control::catalogue::CatalogueVerbs;
@@ -44,6 +45,7 @@ use crate::control::cluster::ClusterVerbs;
 use crate::control::forward::Forwarder;
 use crate::control::plane::ControlPlane;
 use crate::control::region::RegionVerbs;
+use crate::copies::Copies;
 use crate::credentials::RegistryPasswords;
 use crate::dialer::Dialer;
 use crate::directory::MeshDirectory;
@@ -52,7 +54,7 @@ use crate::events::{publish_sandboxes, publish_snapshots};
 use crate::files::private_dir;
 use crate::founding;
 use crate::heartbeat::Heartbeats;
-use crate::images;
+use crate::images::{self, ImageBuilds};
 use crate::local::LocalSandboxes;
 use crate::objects::{Contexts, Issuer, ObjectStorage};
 use crate::owner::Owner;
@@ -65,6 +67,7 @@ use crate::runtimes;
 use crate::service_manager;
 use crate::streams::{Services, Streams};
 use crate::trust::{Renewal, cluster_ca};
+use crate::unbuilt::Unbuilt;
 use crate::upkeep::Upkeep;
 
 /// How long a stopping node waits for requests in flight.
@@ -136,6 +139,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let store = images::open_store(&config)?;
     let passwords = RegistryPasswords { cluster: cluster.clone(), secret: secret.clone() };
     store.set_known_credentials(Arc::new(passwords.clone()));
+    let builds = ImageBuilds::open(&config, runtime.clone(), &store).await?;
     let runner = Runner::start(runner_config(&layout), runtime, images::source(&config, &store), reports_out)
         .await
         .context("start the sandbox runtime (`atoll doctor` says what this machine lacks)")?;
@@ -212,6 +216,11 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         },
         forwarder,
     });
+    let build_logs = BuildLogs {
+        cluster: cluster.clone(),
+        link: link.clone(),
+        builds: builds.as_ref().map(|images| images.builds.clone()),
+    };
     let blobs = BlobServer::new(store.clone(), reach.clone());
     let services = Services {
         control: control.clone(),
@@ -220,18 +229,20 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         claims,
         blobs,
         store: store.clone(),
+        build_logs: build_logs.clone(),
     };
     if streams.services.set(services).is_err() {
         bail!("services are set once");
     }
     duties.settle_in(&cancel).await?;
+    let copies = Copies { me, region: region.clone(), link };
     let owner = Arc::new(Owner {
         me,
         home: config.region.clone(),
         region: region.clone(),
         runner: runner.clone(),
         activity,
-        captures: Captures::new(me, cluster.clone(), region.clone(), link),
+        captures: Captures::new(cluster.clone(), copies.clone()),
     });
     tasks.spawn(owner.clone().follow_placements(cancel.clone()));
     tasks.spawn(owner.clone().retire_idle(cancel.clone()));
@@ -245,14 +256,25 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         secret: secret.clone(),
     });
     tasks.spawn(refill.run(cancel.clone()));
+    let contexts = Contexts::new(store.clone());
     let catalogue = Arc::new(Catalogue {
         me,
         home: config.region.clone(),
         cluster: cluster.clone(),
         region: region.clone(),
-        puller: Puller { store: images::pulled_into(&config, &store), passwords },
+        puller: Puller { store: images::pulled_into(&config, &store), passwords: passwords.clone() },
+        builder: Builder {
+            builds: builds.as_ref().map(|images| images.builds.clone()),
+            store: store.clone(),
+            contexts: contexts.clone(),
+            copies,
+            cluster: cluster.clone(),
+            passwords,
+        },
     });
     tasks.spawn(catalogue.run(cancel.clone()));
+    let unbuilt = Unbuilt { me, cluster: cluster.clone(), region: region.clone() };
+    tasks.spawn(unbuilt.run(cancel.clone()));
     let renewal = Renewal {
         cluster: cluster.clone(),
         secret: secret.clone(),
@@ -270,15 +292,16 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         .await
         .with_context(|| format!("listen for SSH on {}", config.listen.ssh))?;
     let (events, _) = broadcast::channel(rest::EVENTS_WAITING_MAX);
-    tasks.spawn(publish_sandboxes(config.region.clone(), region.clone(), events.clone(), cancel.clone()));
+    let (home, sandboxes, builds_seen) = (config.region.clone(), region.clone(), cluster.clone());
+    tasks.spawn(publish_sandboxes(home, sandboxes, builds_seen, events.clone(), cancel.clone()));
     tasks.spawn(publish_snapshots(cluster.clone(), events.clone(), cancel.clone()));
     let serving = Arc::new(AtomicBool::new(false));
-    let contexts = Contexts::new(store.clone());
     tasks.spawn(contexts.clone().expire(cancel.clone()));
     let state = rest::RestState {
         control,
         directory: directory.clone(),
         facts: Arc::new(cluster.clone()),
+        build_logs: Arc::new(build_logs),
         objects: ObjectStorage::new(Issuer::new(secret.derive("object storage")), contexts),
         readiness: readiness(serving.clone(), cluster.clone(), region.clone(), runner.clone()),
         events,
@@ -300,6 +323,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         registry: registry.clone(),
         cluster: cluster.clone(),
         region: region.clone(),
+        builds: builds.as_ref().map(|images| images.host.clone()),
         budget_bytes: config.store_budget_bytes(),
     };
     tasks.spawn(upkeep.run(cancel.clone()));
@@ -333,6 +357,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     edge.shutdown(DRAIN_DEADLINE).await;
     ssh.shutdown(DRAIN_DEADLINE).await;
     cancel.cancel();
+    if let Some(images) = &builds {
+        images.shutdown().await;
+    }
     runner.shutdown().await;
     tasks.close();
     let _ = tokio::time::timeout(DRAIN_DEADLINE, tasks.wait()).await;

@@ -1,11 +1,12 @@
 //! Makes snapshots ready: claims those that are this node's to make, brings their images here, reports how it ended.
 //!
 //! ```text
-//! replicas ─▶ plan ─▶ claim (the log judges) ─▶ pull ─▶ report (the log judges)
+//! replicas ─▶ plan ─▶ claim (the log judges) ─▶ pull or build ─▶ report (the log judges)
 //!               └─ what is overtaken or deleted meanwhile is broken off
 //! ```
-//! How far a pull has come is nobody else's business and in no log.
+//! How far it has come is nobody else's business and in no log.
 
+mod build;
 pub mod plan;
 mod pull;
 
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::clock::now_ms;
+pub use build::Builder;
 use plan::{Task, Working};
 pub use pull::Puller;
 
@@ -31,6 +33,8 @@ const PARALLEL_MAX: usize = 4;
 const TICK: Duration = Duration::from_secs(2);
 /// Nodes that die of a snapshot are not sacrificed for ever.
 const ATTEMPTS_MAX: u64 = 8;
+/// In the reason of a failure: the last lines of a build, some of them long.
+const REASON_CHARS_MAX: usize = 5_000;
 /// A result that cannot be reported for so long is made again.
 const REPORT_DEADLINE: Duration = Duration::from_secs(120);
 const REPORT_RETRY_EVERY: Duration = Duration::from_secs(1);
@@ -41,6 +45,7 @@ pub struct Catalogue {
     pub cluster: ClusterGroup,
     pub region: RegionGroup,
     pub puller: Puller,
+    pub builder: Builder,
 }
 
 impl Catalogue {
@@ -86,7 +91,7 @@ impl Catalogue {
     }
 
     async fn work(self: Arc<Self>, task: Task) {
-        let Task { key, attempt, source } = task;
+        let Task { key, attempt, tries, source } = task;
         let claim =
             ClusterCommand::ClaimSnapshot { key: key.clone(), attempt, node_id: self.me, now_ms: now_ms() };
         match self.cluster.propose(claim).await {
@@ -102,13 +107,18 @@ impl Catalogue {
         }
         info!(snapshot = key.name, snapshot_id = %key.id, attempt, "making a snapshot ready");
         let report = match (&source, key.organization_id) {
-            _ if attempt > ATTEMPTS_MAX => SnapshotReport::Failed {
+            _ if tries > ATTEMPTS_MAX => SnapshotReport::Failed {
                 reason: format!("{ATTEMPTS_MAX} attempts in a row were not brought to an end by their nodes"),
             },
             (SnapshotSource::Image { name }, Some(organization_id)) => {
                 self.puller.pull(organization_id, name).await
             }
-            (source, _) => SnapshotReport::Failed { reason: format!("nothing is pulled for {source:?}") },
+            (SnapshotSource::Build { dockerfile, context_hashes }, Some(organization_id)) => {
+                self.builder.build(&key, attempt, organization_id, dockerfile, context_hashes).await
+            }
+            (SnapshotSource::Given | SnapshotSource::Sandbox { .. }, _) | (_, None) => {
+                failed("nothing has to be made ready for it")
+            }
         };
         match &report {
             SnapshotReport::Ready { image, size_bytes, .. } => {
@@ -139,6 +149,10 @@ impl Catalogue {
             }
         }
     }
+}
+
+fn failed(reason: &str) -> SnapshotReport {
+    SnapshotReport::Failed { reason: reason.chars().take(REASON_CHARS_MAX).collect() }
 }
 
 #[derive(Default)]

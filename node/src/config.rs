@@ -388,6 +388,14 @@ impl Layout {
     pub fn store_dir(&self) -> PathBuf {
         self.root.join("store")
     }
+    /// Logs of builds.
+    pub fn builds_dir(&self) -> PathBuf {
+        self.root.join("builds")
+    }
+    /// What builds' sandboxes see of the node, and what their steps have made before.
+    pub fn build_steps_dir(&self) -> PathBuf {
+        self.root.join("build-steps")
+    }
     pub fn api_socket(&self) -> PathBuf {
         self.root.join("api.sock")
     }

@@ -4,6 +4,7 @@
 //!                                ├─ other region ─▶ Forward stream ─▶ RegionVerbs there
 //!                                └─ the cluster ──▶ ClusterVerbs · CatalogueVerbs
 
+pub mod build;
 pub mod catalogue;
 pub mod claim;
 pub mod cluster;

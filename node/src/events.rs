@@ -9,11 +9,13 @@ use atoll_api::ids::{RegionName, SandboxId};
 use atoll_api::sandbox::{Desired, Phase};
 use atoll_consensus::group::{ClusterGroup, RegionGroup};
 use atoll_consensus::state::cluster::{Listing, SnapshotRecord};
+use futures_util::future::select_all;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::control::build::build_of;
 use crate::control::verb::SandboxView;
-use crate::rest::{Event, SandboxEvent, SnapshotEvent, public_state, snapshot_state};
+use crate::rest::{Event, SandboxEvent, SnapshotEvent, snapshot_state, state_of};
 
 /// What listeners have been told.
 type Said = HashMap<SandboxId, Arc<SandboxView>>;
@@ -25,11 +27,13 @@ const LOOK_FOR_LISTENERS_EVERY: Duration = Duration::from_millis(200);
 pub async fn publish_sandboxes(
     home: RegionName,
     region: RegionGroup,
+    cluster: ClusterGroup,
     events: broadcast::Sender<Event>,
     cancel: CancellationToken,
 ) {
-    let changes = region.changes();
-    publish(changes, events, cancel, |said: Option<&Said>| compare(&home, &region, said)).await;
+    // What a sandbox waits for is in the catalogue.
+    let changes = [region.changes(), cluster.changes()];
+    publish(changes, events, cancel, |said: Option<&Said>| compare(&home, &region, &cluster, said)).await;
 }
 
 /// Every node of every region does so for its own listeners: the catalogue is the cluster's.
@@ -38,20 +42,23 @@ pub async fn publish_snapshots(
     events: broadcast::Sender<Event>,
     cancel: CancellationToken,
 ) {
-    let changes = cluster.changes();
-    publish(changes, events, cancel, |said: Option<&SaidOfSnapshots>| compare_snapshots(&cluster, said))
-        .await;
+    publish([cluster.changes()], events, cancel, |said: Option<&SaidOfSnapshots>| {
+        compare_snapshots(&cluster, said)
+    })
+    .await;
 }
 
-async fn publish<S>(
-    mut changes: watch::Receiver<u64>,
+async fn publish<S, const N: usize>(
+    mut changes: [watch::Receiver<u64>; N],
     events: broadcast::Sender<Event>,
     cancel: CancellationToken,
     compare: impl Fn(Option<&S>) -> (S, Vec<Event>),
 ) {
     let mut said: Option<S> = None;
     loop {
-        changes.borrow_and_update();
+        for replica in &mut changes {
+            replica.borrow_and_update();
+        }
         // Nobody listens: nothing is compared, and the next listener begins with what is there then.
         if events.receiver_count() == 0 {
             said = None;
@@ -64,41 +71,53 @@ async fn publish<S>(
         }
         tokio::select! {
             _ = cancel.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
+            (changed, _, _) = select_all(changes.iter_mut().map(|replica| Box::pin(replica.changed()))) => {
+                if changed.is_err() { return }
+            }
             // A listener that has just come: what it is told begins with what is there by then.
             _ = tokio::time::sleep(LOOK_FOR_LISTENERS_EVERY), if said.is_none() => {}
         }
     }
 }
 
-fn compare(home: &RegionName, region: &RegionGroup, said: Option<&Said>) -> (Said, Vec<Event>) {
-    region.read(|state| {
-        let mut now = Said::with_capacity(state.sandboxes.len());
-        // A member of a warm pool is nobody's: for its organization it is created when it is claimed.
-        let sandboxes = state.sandboxes.iter().filter(|(_, record)| record.member_of().is_none());
-        for (sandbox_id, record) in sandboxes {
-            let known = said.and_then(|said| said.get(sandbox_id)).filter(|view| view.record == *record);
-            let view = known.cloned().unwrap_or_else(|| {
-                Arc::new(SandboxView {
-                    sandbox_id: *sandbox_id,
-                    region: home.clone(),
-                    record: record.clone(),
-                    last_activity_at_ms: record.updated_at_ms,
-                })
-            });
-            now.insert(*sandbox_id, view);
-        }
-        let happened = said.map_or_else(Vec::new, |said| differences(said, &now));
-        (now, happened.into_iter().map(Event::Sandbox).collect())
+fn compare(
+    home: &RegionName,
+    region: &RegionGroup,
+    cluster: &ClusterGroup,
+    said: Option<&Said>,
+) -> (Said, Vec<Event>) {
+    cluster.read(|catalogue| {
+        region.read(|state| {
+            let mut now = Said::with_capacity(state.sandboxes.len());
+            // A member of a warm pool is nobody's: for its organization it is created when it is claimed.
+            let sandboxes = state.sandboxes.iter().filter(|(_, record)| record.member_of().is_none());
+            for (sandbox_id, record) in sandboxes {
+                let build = build_of(catalogue, record);
+                let same = |view: &&Arc<SandboxView>| view.record == *record && view.build == build;
+                let known = said.and_then(|said| said.get(sandbox_id)).filter(same);
+                let view = known.cloned().unwrap_or_else(|| {
+                    Arc::new(SandboxView {
+                        sandbox_id: *sandbox_id,
+                        region: home.clone(),
+                        record: record.clone(),
+                        last_activity_at_ms: record.updated_at_ms,
+                        build,
+                    })
+                });
+                now.insert(*sandbox_id, view);
+            }
+            let happened = said.map_or_else(Vec::new, |said| differences(said, &now));
+            (now, happened.into_iter().map(Event::Sandbox).collect())
+        })
     })
 }
 
 fn differences(before: &Said, now: &Said) -> Vec<SandboxEvent> {
     let mut happened = Vec::new();
     for (sandbox_id, sandbox) in now {
-        match before.get(sandbox_id).map(|view| public_state(&view.record)) {
+        match before.get(sandbox_id).map(|view| state_of(view)) {
             None => happened.push(SandboxEvent::Created(sandbox.clone())),
-            Some(old) if old != public_state(&sandbox.record) => {
+            Some(old) if old != state_of(sandbox) => {
                 happened.push(SandboxEvent::StateChanged { old, sandbox: sandbox.clone() });
             }
             Some(_) => {}
@@ -108,8 +127,7 @@ fn differences(before: &Said, now: &Said) -> Vec<SandboxEvent> {
         let mut gone = SandboxView::clone(view);
         gone.record.desired = Desired::Deleted;
         gone.record.phase = Phase::Stopped;
-        happened
-            .push(SandboxEvent::StateChanged { old: public_state(&view.record), sandbox: Arc::new(gone) });
+        happened.push(SandboxEvent::StateChanged { old: state_of(view), sandbox: Arc::new(gone) });
     }
     happened
 }

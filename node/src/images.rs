@@ -1,13 +1,16 @@
-//! This node's images: its store of blobs, and what of it the runtime in use needs.
+//! This node's images: its store of blobs, what builds images into it, and what of it the runtime in use needs.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use atoll_runner::build::{BuildLimits, Builds, SandboxBuildConfig, SandboxBuildHost};
 use atoll_runner::store::{Registries, Store, StoreConfig};
-use atoll_runner::{EngineImages, ImageSource, RunnerHandle};
+use atoll_runner::{EngineImages, ImageSource, RunnerHandle, Runtime};
+use bytes::Bytes;
 use tracing::{info, warn};
 
 use crate::config::{Config, RuntimeKind};
+use crate::runtimes;
 
 /// Blocks on the disk for a moment. As the node's user: whatever is in the store is the node's and never the runner's.
 pub fn open_store(config: &Config) -> Result<Store> {
@@ -36,6 +39,38 @@ pub fn source(config: &Config, store: &Store) -> Arc<dyn ImageSource> {
     match config.runtime.kind {
         RuntimeKind::Embedded => Arc::new(store.clone()),
         RuntimeKind::Docker => Arc::new(EngineImages),
+    }
+}
+
+/// What builds images here. Stop [`Builds`] first.
+#[derive(Clone)]
+pub struct ImageBuilds {
+    pub builds: Builds,
+    pub host: SandboxBuildHost,
+}
+
+impl ImageBuilds {
+    /// Removes what builds of an earlier process have left. `None` where sandboxes are made by an engine that has images of
+    /// its own.
+    pub async fn open(
+        config: &Config,
+        runtime: Arc<dyn Runtime>,
+        store: &Store,
+    ) -> Result<Option<ImageBuilds>> {
+        if config.runtime.kind != RuntimeKind::Embedded {
+            return Ok(None);
+        }
+        let layout = config.layout();
+        let steps = SandboxBuildConfig::new(layout.build_steps_dir(), Bytes::from_static(runtimes::DAEMON));
+        let host = SandboxBuildHost::open(runtime, store.clone(), steps).await.context("open the builds")?;
+        let builds = Builds::open(Arc::new(host.clone()), layout.builds_dir(), BuildLimits::default());
+        Ok(Some(ImageBuilds { builds: builds.context("open the builds' logs")?, host }))
+    }
+
+    /// Breaks off what is being built, and ends when nothing of it is left.
+    pub async fn shutdown(&self) {
+        self.builds.shutdown().await;
+        self.host.close().await;
     }
 }
 

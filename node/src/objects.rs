@@ -33,7 +33,6 @@ mod tests;
 mod uploads;
 mod xml;
 
-#[expect(unused_imports, reason = "builds name contexts by it")]
 pub use contexts::ContextHash;
 pub use contexts::Contexts;
 pub use credentials::{Issued, Issuer};

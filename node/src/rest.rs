@@ -4,6 +4,7 @@
 //!                                      └──────────── errors: status and body ◀────────┘
 
 mod account;
+mod build_logs;
 mod cluster;
 mod create;
 mod disk;
@@ -41,6 +42,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::build_logs::BuildLogSource;
 use crate::control::verb::Control;
 use crate::objects::{self, ObjectStorage};
 
@@ -48,7 +50,7 @@ pub use door::Door;
 pub use events::{Event, SandboxEvent, SnapshotEvent};
 pub use facts::ClusterFacts;
 pub(crate) use input::is_too_long;
-pub use present::{public_state, snapshot_state};
+pub use present::{public_state, snapshot_state, state_of};
 pub use serve::serve;
 
 /// Everything the handlers use. Cheap to clone.
@@ -58,6 +60,7 @@ pub struct RestState {
     pub directory: Arc<dyn Directory>,
     pub facts: Arc<dyn ClusterFacts>,
     pub objects: ObjectStorage,
+    pub build_logs: Arc<dyn BuildLogSource>,
     /// What `/api/health/ready` answers. Called for each request: must not block.
     pub readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
     /// What listening SDKs are told. A listener that lags behind the channel's capacity is disconnected.
@@ -160,6 +163,10 @@ fn api(version: &str) -> (Router<RestState>, utoipa::openapi::OpenApi) {
         .routes(routes!(disk::list_ancestors))
         .routes(routes!(disk::archive))
         .routes(routes!(disk::back_up))
+        .routes(routes!(build_logs::url_of_sandbox))
+        .routes(routes!(build_logs::of_sandbox))
+        .routes(routes!(build_logs::url_of_snapshot))
+        .routes(routes!(build_logs::of_snapshot))
         .routes(routes!(sandbox::update_network_settings))
         .routes(routes!(sandbox::replace_labels))
         .routes(routes!(sandbox::set_public))

@@ -13,10 +13,11 @@ use atoll_runner::store::Store;
 use tracing::{Instrument, debug, info_span};
 
 use crate::blobs::BlobServer;
-use crate::captures::serve_hold;
+use crate::build_logs::BuildLogs;
 use crate::claims::Claims;
 use crate::control::forward::{serve_forward, serve_status};
 use crate::control::plane::ControlPlane;
+use crate::copies::serve_hold;
 use crate::directory::MeshDirectory;
 use crate::heartbeat::serve_heartbeat;
 use crate::local::LocalSandboxes;
@@ -36,6 +37,7 @@ pub struct Services {
     pub sandboxes: LocalSandboxes,
     pub blobs: BlobServer,
     pub store: Store,
+    pub build_logs: BuildLogs,
     pub claims: Arc<Claims>,
 }
 
@@ -73,6 +75,7 @@ impl Streams {
             StreamHeader::Claim => self.services()?.claims.serve(stream).await,
             StreamHeader::Status => serve_status(&self.services()?.control, stream).await,
             StreamHeader::Blob => self.services()?.blobs.serve(stream).await,
+            StreamHeader::BuildLog => self.services()?.build_logs.serve(stream).await,
             StreamHeader::Hold => serve_hold(&self.services()?.store, stream).await,
         }
     }

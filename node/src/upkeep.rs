@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_consensus::group::{ClusterGroup, RegionGroup};
+use atoll_runner::build::SandboxBuildHost;
 use atoll_runner::image::Digest;
 use atoll_runner::store::{LOCAL_HOST, Reference, Store, StoreError};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ pub struct Upkeep {
     pub registry: Arc<Registry>,
     pub cluster: ClusterGroup,
     pub region: RegionGroup,
+    /// What builds would like to find again.
+    pub builds: Option<SandboxBuildHost>,
     pub budget_bytes: u64,
 }
 
@@ -77,7 +80,12 @@ impl Upkeep {
             images.extend(state.sandboxes.values().filter_map(|sandbox| sandbox.image().map(str::to_owned)));
         });
         let (store, budget_bytes) = (self.store.clone(), self.budget_bytes);
-        let collect = move || store.collect(&needed(&store, &images), budget_bytes);
+        let builds = self.builds.clone();
+        let collect = move || {
+            let mut needed = needed(&store, &images);
+            needed.extend(builds.iter().flat_map(SandboxBuildHost::cached_blobs));
+            store.collect(&needed, budget_bytes)
+        };
         match tokio::task::spawn_blocking(collect).await {
             Ok(Ok(collected)) if collected.blobs > 0 => {
                 let atoll_runner::store::Collected { blobs, bytes, left_bytes } = collected;

@@ -80,6 +80,12 @@ pub struct BuildInfo {
     pub snapshot_ref: String,
 }
 
+/// Where a build's log is read, as text: with `?follow=true` to the end of the build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BuildLogsUrl {
+    pub url: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PaginatedSnapshots {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Timestamp;
+use super::{BuildInfo, Timestamp};
 use crate::ids::{OrganizationId, SandboxId};
 use crate::sandbox::{Desired, Phase};
 
@@ -62,6 +62,9 @@ pub struct Sandbox {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub parent_id: Option<SandboxId>,
+    /// What its image was made from, if it was made for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build_info: Option<BuildInfo>,
     /// Minutes; 0: never.
     pub auto_stop_interval: u32,
     /// Minutes; 0: never.
@@ -155,6 +158,7 @@ impl From<Sandbox> for SandboxListItem {
             backup_created_at: _,
             backup_copies: _,
             parent_id: _,
+            build_info: _,
             auto_stop_interval,
             auto_pause_interval,
             auto_archive_interval,
@@ -249,7 +253,7 @@ pub enum Start {
     FromArchive,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BuildProgress {
     Waiting,
     Building,
@@ -461,7 +465,7 @@ pub struct CreateSandbox {
     /// Not supported yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Vec<SandboxVolume>>,
-    /// Not supported yet.
+    /// Instead of a snapshot: an image that is built for it, unless it was built before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_info: Option<CreateBuildInfo>,
     /// Not supported yet.
@@ -616,7 +620,12 @@ mod tests {
             let of = |start| SandboxState::of(Desired::Running, &phase, start);
             assert_eq!(of(Start::OfFork), SandboxState::Forking);
             assert_eq!(of(Start::FromArchive), SandboxState::Restoring);
+            assert_eq!(of(Start::OfBuild(BuildProgress::Waiting)), SandboxState::PendingBuild);
+            assert_eq!(of(Start::OfBuild(BuildProgress::Building)), SandboxState::BuildingSnapshot);
         }
+        let failed = Phase::Failed { reason: "x".into() };
+        let start = Start::OfBuild(BuildProgress::Building);
+        assert_eq!(SandboxState::of(Desired::Running, &failed, start), SandboxState::BuildFailed);
     }
 
     #[test]
@@ -639,6 +648,9 @@ mod tests {
             Archiving,
             Archived,
             Restoring,
+            PendingBuild,
+            BuildingSnapshot,
+            BuildFailed,
         ] {
             assert_eq!(serde_json::to_value(state).unwrap(), state.name());
             assert!(SandboxState::NAMES.contains(&state.name()));

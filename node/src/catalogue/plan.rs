@@ -18,6 +18,8 @@ pub type Working = BTreeMap<uuid::Uuid, u64>;
 pub struct Task {
     pub key: SnapshotKey,
     pub attempt: u64,
+    /// Of these, how many since somebody last asked for it.
+    pub tries: u64,
     pub source: SnapshotSource,
 }
 
@@ -37,6 +39,7 @@ pub fn tasks(
         begins.then(|| Task {
             key: snapshot.key(name),
             attempt: snapshot.attempt.saturating_add(1),
+            tries: snapshot.attempt.saturating_add(1).saturating_sub(snapshot.attempts_before),
             source: snapshot.source.clone(),
         })
     };
@@ -66,8 +69,8 @@ fn is_begun_by(me: NodeId, snapshot: &SnapshotRecord, workers: &[NodeId], region
     match snapshot.worker.filter(|_| snapshot.state.is_in_work()) {
         // This process knows nothing of it: it began in an earlier one.
         Some(worker) if worker == me => true,
-        Some(worker) => !is_up(region, worker) && chosen(snapshot.id, workers) == Some(me),
-        None => chosen(snapshot.id, workers) == Some(me),
+        Some(worker) => !is_up(region, worker) && chosen(snapshot, workers) == Some(me),
+        None => chosen(snapshot, workers) == Some(me),
     }
 }
 
@@ -88,17 +91,34 @@ fn workers(region: &RegionState) -> Vec<NodeId> {
 }
 
 /// Spreads snapshots over the workers; when one goes, only its own are given to others.
-fn chosen(snapshot_id: uuid::Uuid, workers: &[NodeId]) -> Option<NodeId> {
-    workers.iter().copied().max_by_key(|node_id| (weight(snapshot_id, *node_id), *node_id))
+fn chosen(snapshot: &SnapshotRecord, workers: &[NodeId]) -> Option<NodeId> {
+    let content = content(snapshot);
+    workers.iter().copied().max_by_key(|node_id| (weight(content, *node_id), *node_id))
 }
 
+/// One Dockerfile is built on one node, whatever its snapshots are called: the steps that it has done are not done again.
+fn content(snapshot: &SnapshotRecord) -> u64 {
+    let (high, low) = match &snapshot.source {
+        SnapshotSource::Build { dockerfile, .. } => {
+            return dockerfile.bytes().map(u64::from).fold(SEED, mix);
+        }
+        SnapshotSource::Given | SnapshotSource::Image { .. } | SnapshotSource::Sandbox { .. } => {
+            snapshot.id.as_u64_pair()
+        }
+    };
+    mix(mix(SEED, high), low)
+}
+
+fn weight(content: u64, node_id: NodeId) -> u64 {
+    mix(content, node_id.0)
+}
+
+const SEED: u64 = 0xcbf2_9ce4_8422_2325;
+
 /// The same on every node and in every version.
-fn weight(snapshot_id: uuid::Uuid, node_id: NodeId) -> u64 {
-    let (high, low) = snapshot_id.as_u64_pair();
-    [high, low, node_id.0].into_iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, word| {
-        let mixed = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        mixed ^ (mixed >> 29)
-    })
+fn mix(hash: u64, word: u64) -> u64 {
+    let mixed = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ (mixed >> 29)
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::time::Duration;
 use atoll_api::ids::OrganizationId;
 use atoll_consensus::state::cluster::SnapshotReport;
 use atoll_runner::image::ImageConfig;
-use atoll_runner::store::{Credentials, Progress, Pulled, Reference, Store, StoreError};
+use atoll_runner::store::{Progress, Pulled, Reference, Store, StoreError};
 use tracing::info;
 
+use super::failed;
 use crate::credentials::RegistryPasswords;
 
 /// Of one image, all tries together.
@@ -15,8 +16,6 @@ const PULL_DEADLINE: Duration = Duration::from_secs(45 * 60);
 /// While its registry cannot be reached. A download goes on where it broke off.
 const TRIES_MAX: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// In the reason of a failure.
-const REASON_CHARS_MAX: usize = 1_000;
 
 pub struct Puller {
     /// `None` where sandboxes are made by an engine that has images of its own.
@@ -47,37 +46,19 @@ impl Puller {
     ) -> Result<Pulled, StoreError> {
         let reference: Reference = image.parse()?;
         let mut pause = FIRST_PAUSE;
+        let pull = || {
+            let identities = self.passwords.of(organization_id, &reference);
+            store.pull_as_any(image, identities, Progress::default())
+        };
         for _ in 1..TRIES_MAX {
-            match self.try_identities(store, organization_id, &reference).await {
+            match pull().await {
                 Err(StoreError::Unreachable(why)) => info!(image, why, "a registry is asked again"),
                 ended => return ended,
             }
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
-        self.try_identities(store, organization_id, &reference).await
-    }
-
-    /// As each of those that the organization has given for the registry, or as nobody in particular.
-    async fn try_identities(
-        &self,
-        store: &Store,
-        organization_id: OrganizationId,
-        reference: &Reference,
-    ) -> Result<Pulled, StoreError> {
-        let given = self.passwords.of(organization_id, reference);
-        let identities: Vec<Option<Credentials>> = match given.is_empty() {
-            true => vec![None],
-            false => given.into_iter().map(Some).collect(),
-        };
-        let mut refused = StoreError::Denied(format!("nobody may pull {reference}"));
-        for identity in identities {
-            match store.pull(&reference.to_string(), identity, Progress::default()).await {
-                Err(error @ StoreError::Denied(_)) => refused = error,
-                ended => return ended,
-            }
-        }
-        Err(refused)
+        pull().await
     }
 }
 
@@ -91,8 +72,4 @@ fn ready(pulled: Pulled) -> SnapshotReport {
         user: user.unwrap_or_else(|| "root".to_owned()),
         entrypoint: [entrypoint, cmd].concat(),
     }
-}
-
-fn failed(reason: &str) -> SnapshotReport {
-    SnapshotReport::Failed { reason: reason.chars().take(REASON_CHARS_MAX).collect() }
 }

@@ -12,7 +12,7 @@ use atoll_consensus::state::cluster::{
     Activation, ClusterCommand, ClusterOutcome, ClusterRejection, ClusterState, Listing, RegistryRecord,
     SnapshotRecord, SnapshotSource, SnapshotState,
 };
-use atoll_runner::store::{Reference, Version};
+use atoll_runner::store::Version;
 use tracing::info;
 
 use super::cluster::may_administer;
@@ -21,6 +21,7 @@ use super::verb::*;
 use crate::clock::now_ms;
 use crate::duties::CATALOGUE_SINCE;
 use crate::founding::DEFAULT_RESOURCES;
+use crate::image_names;
 
 pub struct CatalogueVerbs {
     pub home: RegionName,
@@ -111,39 +112,14 @@ impl CatalogueVerbs {
 
     /// An image of a foreign registry, or of what the caller's organization has pushed to a node.
     fn image_name(&self, caller: &Caller, name: &str) -> Result<String, VerbError> {
-        let reference: Reference =
-            name.parse().map_err(|error| VerbError::BadRequest(format!("imageName: {error}")))?;
-        let is_ours = self.cluster.read(|state| {
-            let doors = state.nodes.values().flat_map(|node| {
-                let addresses = &node.addresses;
-                std::iter::once(&addresses.http).chain(&addresses.https)
-            });
-            doors.into_iter().any(|door| door.split_once("://").is_some_and(|(_, at)| at == reference.host))
-        });
-        if !(is_ours || reference.is_local()) {
-            if is_floating(&reference.version) {
-                return Err(VerbError::BadRequest(format!(
-                    "imageName: give {name} a tag that stays, or a digest: not latest, lts or stable"
-                )));
-            }
-            return Ok(reference.to_string());
+        let image = self.cluster.read(|state| image_names::of(state, caller.organization_id, name));
+        let image = image.map_err(|error| VerbError::BadRequest(format!("imageName: {error}")))?;
+        if !image.is_local() && is_floating(&image.version) {
+            return Err(VerbError::BadRequest(format!(
+                "imageName: give {name} a tag that stays, or a digest: not latest, lts or stable"
+            )));
         }
-        let own = format!("{}/", caller.organization_id);
-        let image = match reference.repository.strip_prefix(&own) {
-            Some(image) => image,
-            None if is_ours && !begins_with_an_id(&reference.repository) => reference.repository.as_str(),
-            // Whether another organization has it is nobody's business.
-            None => {
-                return Err(VerbError::BadRequest(format!(
-                    "imageName: {} holds no image of your organization named {}",
-                    reference.host, reference.repository
-                )));
-            }
-        };
-        let local = Reference::local(&caller.organization_id.to_string(), image, reference.version.clone());
-        local
-            .map(|local| local.to_string())
-            .map_err(|error| VerbError::BadRequest(format!("imageName: {error}")))
+        Ok(image.to_string())
     }
 
     async fn activate_snapshot(
@@ -295,15 +271,11 @@ fn is_floating(version: &Version) -> bool {
     matches!(version, Version::Tag(tag) if matches!(tag.as_str(), "latest" | "lts" | "stable"))
 }
 
-fn begins_with_an_id(repository: &str) -> bool {
-    repository.split('/').next().is_some_and(|first| first.parse::<uuid::Uuid>().is_ok())
-}
-
 fn answer(found: (String, SnapshotRecord)) -> VerbAnswer {
     VerbAnswer::Snapshots(vec![found])
 }
 
-fn rejected(rejection: ClusterRejection) -> VerbError {
+pub(super) fn rejected(rejection: ClusterRejection) -> VerbError {
     let message = rejection.to_string();
     match rejection {
         ClusterRejection::NotFound => VerbError::NotFound(message),

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use atoll_api::access::{Caller, Credential, Target, authorize};
 use atoll_api::egress::Change;
-use atoll_api::ids::{NodeId, RegionName, RequestId, SandboxId};
+use atoll_api::ids::{NodeId, RegionName, RegionOrdinal, RequestId, SandboxId};
 use atoll_api::rest::SandboxState;
 use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
 use atoll_certs::seal::ClusterSecret;
 use atoll_consensus::group::{ClusterGroup, GroupError, RegionGroup};
 use atoll_consensus::place::{PlaceRequest, place};
-use atoll_consensus::state::cluster::{ClusterCommand, SnapshotKey, SnapshotRecord};
+use atoll_consensus::state::cluster::{ClusterCommand, SnapshotKey, SnapshotRecord, SnapshotState};
 use atoll_consensus::state::region::{
     Cursor, Intervals, NewSandbox, RegionCommand, RegionOutcome, RegionRejection, SandboxFilter,
     SandboxRecord,
@@ -24,6 +24,7 @@ use serde::de::IntoDeserializer;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::build::progress;
 use super::claim::Claiming;
 use super::plane::not_found;
 use super::verb::*;
@@ -168,7 +169,10 @@ impl RegionVerbs {
     }
 
     async fn create(&self, caller: &Caller, create: CreateSandbox) -> Result<VerbAnswer, VerbError> {
-        let (snapshot_name, snapshot) = self.snapshot(caller, create.snapshot.as_deref()).await?;
+        let (snapshot_name, snapshot) = match &create.build {
+            Some(wish) => self.build(caller, wish).await?,
+            None => self.snapshot(caller, create.snapshot.as_deref()).await?,
+        };
         let used = snapshot.key(&snapshot_name);
         let is_news = snapshot.is_news(now_ms());
         let created = self.create_of(caller, create, snapshot_name, snapshot);
@@ -191,6 +195,7 @@ impl RegionVerbs {
             message: format!("region {} is being founded", self.region),
             retry_after_s: 1,
         })?;
+        let unbuilt = (snapshot.state != SnapshotState::Active).then_some(snapshot.id);
         let spec = spec_of(&create, snapshot_name, snapshot);
         let sandbox = |sandbox_id: SandboxId| NewSandbox {
             organization_id: caller.organization_id,
@@ -207,6 +212,9 @@ impl RegionVerbs {
             node_id: self.peers.me(),
             spec: spec.clone(),
         };
+        if let Some(snapshot_id) = unbuilt {
+            return self.create_unbuilt(ordinal, snapshot_id, &sandbox).await;
+        }
         if let Some(view) = self.claim(caller.organization_id, &spec, &sandbox).await? {
             return Ok(answer(view));
         }
@@ -220,6 +228,27 @@ impl RegionVerbs {
         })
         .await?;
         self.made(sandbox_id).await
+    }
+
+    /// Answers at once: a build takes as long as it takes, and its log is there to be read.
+    async fn create_unbuilt(
+        &self,
+        ordinal: RegionOrdinal,
+        snapshot_id: uuid::Uuid,
+        sandbox: impl Fn(SandboxId) -> NewSandbox,
+    ) -> Result<VerbAnswer, VerbError> {
+        let sandbox_id = SandboxId::new(ordinal, rand::random());
+        let new = sandbox(sandbox_id);
+        self.place(new.spec.resources, self.peers.me(), |node_id| RegionCommand::CreateUnbuilt {
+            sandbox_id,
+            snapshot_id,
+            sandbox: Box::new(NewSandbox { node_id, ..new.clone() }),
+            now_ms: now_ms(),
+        })
+        .await?;
+        info!(%sandbox_id, %snapshot_id, "created, to be built");
+        let view = self.settled(sandbox_id, Duration::ZERO, |_| true).await?;
+        view.map(answer).ok_or_else(|| not_found(&sandbox_id))
     }
 
     /// Waits for a new sandbox to run or fail.
@@ -454,17 +483,24 @@ impl RegionVerbs {
             with_deleted: false,
         };
         // A state that this system does not have matches nothing.
+        let any_state = list.states.is_empty();
         let states: BTreeSet<SandboxState> =
             list.states.iter().filter_map(|name| state_named(name)).collect();
-        let wanted = |sandbox_id, record: &SandboxRecord| {
-            filter.matches(sandbox_id, record)
-                && (list.states.is_empty() || states.contains(&public_state(record)))
-        };
-        let (items, next_cursor) = self.group.read(|state| {
-            let page = state.list(caller.organization_id, wanted, after, list.limit as usize);
-            let items =
-                page.items.into_iter().map(|(sandbox_id, record)| self.view(sandbox_id, record)).collect();
-            (items, page.next.map(|next| next.to_string()))
+        // The catalogue's lock always comes first.
+        let (items, next_cursor) = self.cluster.read(|cluster| {
+            let wanted = |sandbox_id, record: &SandboxRecord| {
+                filter.matches(sandbox_id, record)
+                    && (any_state || states.contains(&public_state(record, progress(cluster, record))))
+            };
+            self.group.read(|state| {
+                let page = state.list(caller.organization_id, wanted, after, list.limit as usize);
+                let items = page
+                    .items
+                    .into_iter()
+                    .map(|(sandbox_id, record)| self.view(sandbox_id, record))
+                    .collect();
+                (items, page.next.map(|next| next.to_string()))
+            })
         });
         Ok(VerbAnswer::Page(SandboxPage { items, next_cursor, unreachable_regions: Vec::new() }))
     }
@@ -540,6 +576,7 @@ impl RegionVerbs {
                     && record.member_of().is_none();
                 theirs.then(|| self.view(sandbox_id, record))
             })
+            .map(|view| self.with_build(view))
             .ok_or_else(|| not_found(sandbox))
     }
 
@@ -558,7 +595,7 @@ impl RegionVerbs {
                 let record = state.sandboxes.get(&sandbox_id)?;
                 (record.desired != Desired::Deleted).then(|| (settled(record), self.view(sandbox_id, record)))
             });
-            match seen {
+            match seen.map(|(is_settled, view)| (is_settled, self.with_build(view))) {
                 None => return Ok(None),
                 Some((true, view)) => return Ok(Some(view)),
                 Some((false, view)) => {
@@ -588,6 +625,7 @@ impl RegionVerbs {
             region: self.region.clone(),
             record: record.clone(),
             last_activity_at_ms: record.updated_at_ms,
+            build: None,
         }
     }
 
@@ -681,6 +719,7 @@ pub(super) fn rejected(rejection: RegionRejection) -> VerbError {
         | RegionRejection::NotStopped
         | RegionRejection::Ephemeral
         | RegionRejection::Archived
+        | RegionRejection::NotBuilt
         | RegionRejection::NoDisk => VerbError::BadRequest(message),
         RegionRejection::InTransition
         | RegionRejection::NotArchived

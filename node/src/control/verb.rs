@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use atoll_api::access::Caller;
 use atoll_api::ids::{NodeId, RegionName, RequestId, SandboxId, WarmPoolId};
+use atoll_api::rest::BuildProgress;
 use atoll_api::sandbox::{Egress, Resources};
 use atoll_consensus::group::GroupStatus;
 use atoll_consensus::state::cluster::{
@@ -43,7 +44,7 @@ impl SandboxReference {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verb {
-    /// Answers `Sandbox`, running or failed (with the reason), never half made.
+    /// Answers `Sandbox`, running or failed (with the reason), never half made; or still to be built.
     Create(CreateSandbox),
     /// Answers `Sandbox`.
     Get {
@@ -210,6 +211,9 @@ pub struct CreateSandbox {
     pub name: Option<String>,
     /// `None`: the default snapshot.
     pub snapshot: Option<String>,
+    /// Instead of a snapshot.
+    #[serde(default)]
+    pub build: Option<BuildWish>,
     pub user: Option<String>,
     pub env: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
@@ -226,6 +230,14 @@ pub struct CreateSandbox {
     pub auto_pause_minutes: Option<u32>,
     pub auto_archive_minutes: Option<u32>,
     pub auto_delete_minutes: Option<i32>,
+}
+
+/// An image to be built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildWish {
+    pub dockerfile: String,
+    /// Of what was uploaded for it, as the SDK names it.
+    pub context_hashes: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -328,6 +340,22 @@ pub struct SandboxView {
     pub region: RegionName,
     pub record: SandboxRecord,
     pub last_activity_at_ms: u64,
+    /// Of one that was made from a Dockerfile.
+    #[serde(default)]
+    pub build: Option<BuildView>,
+}
+
+/// A build, as the catalogue has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildView {
+    pub snapshot_id: uuid::Uuid,
+    pub dockerfile: String,
+    pub context_hashes: Vec<String>,
+    pub created_at_ms: u64,
+    pub updated_at_ms: u64,
+    /// Empty until it is built.
+    pub image: String,
+    pub progress: BuildProgress,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

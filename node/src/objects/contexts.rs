@@ -65,7 +65,6 @@ impl Contexts {
     ///
     /// # Errors
     /// [`StoreError::NotFound`] says to the client what to do: no node has it, or it has expired.
-    #[cfg_attr(not(test), expect(dead_code, reason = "builds open contexts"))]
     pub async fn open(
         &self,
         organization_id: OrganizationId,

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use atoll_api::egress;
-use atoll_api::rest::CreateSandbox as Asked;
+use atoll_api::rest::{CreateBuildInfo, CreateSandbox as Asked};
 use atoll_api::sandbox::Egress;
 
 use super::errors::ApiError;
 use super::input::{NAME_CHARS_MAX, within};
-use crate::control::verb::{CreateSandbox, SandboxReference};
+use crate::control::verb::{BuildWish, CreateSandbox, SandboxReference};
+use crate::objects::ContextHash;
 
 pub(super) const CPU_MAX: u32 = 256;
 pub(super) const MEMORY_GIB_MAX: u32 = 4_096;
@@ -24,6 +25,9 @@ const LABELS_MAX: usize = 64;
 const LABEL_KEY_CHARS_MAX: usize = 256;
 const LABEL_VALUE_CHARS_MAX: usize = 1_024;
 const USER_CHARS_MAX: usize = 32;
+/// It is part of a decision in the log.
+const DOCKERFILE_BYTES_MAX: usize = 128 * 1024;
+const CONTEXTS_MAX: usize = 64;
 
 pub(super) fn parse(asked: Asked) -> Result<CreateSandbox, ApiError> {
     refuse_unsupported(&asked)?;
@@ -46,8 +50,13 @@ pub(super) fn parse(asked: Asked) -> Result<CreateSandbox, ApiError> {
         auto_archive_interval,
         auto_delete_interval,
         queue_timeout,
+        build_info,
         ..
     } = asked;
+    let build = build_info.map(build_wish).transpose()?;
+    if build.is_some() && given(snapshot.clone()).is_some() {
+        return Err(ApiError::Invalid("give snapshot or buildInfo, not both".to_owned()));
+    }
     if let Some(minutes) = queue_timeout {
         within("queueTimeout", minutes, 1..=INTERVAL_MINUTES_MAX)?;
     }
@@ -58,6 +67,7 @@ pub(super) fn parse(asked: Asked) -> Result<CreateSandbox, ApiError> {
     Ok(CreateSandbox {
         name: given(name).map(sandbox_name).transpose()?,
         snapshot: given(snapshot).map(snapshot_name).transpose()?,
+        build,
         user: given(user).map(user_name).transpose()?,
         env: environment(env.unwrap_or_default())?,
         labels: self::labels(labels.unwrap_or_default())?,
@@ -82,6 +92,29 @@ pub(super) fn parse(asked: Asked) -> Result<CreateSandbox, ApiError> {
     })
 }
 
+/// A Dockerfile that can be built as far as its text says, and what it copies from.
+pub(super) fn build_wish(build_info: CreateBuildInfo) -> Result<BuildWish, ApiError> {
+    let CreateBuildInfo { dockerfile_content: dockerfile, context_hashes } = build_info;
+    let invalid = |why: String| Err(ApiError::Invalid(format!("buildInfo.{why}")));
+    if dockerfile.trim().is_empty() {
+        return invalid("dockerfileContent is empty: it must begin with FROM".to_owned());
+    }
+    if dockerfile.len() > DOCKERFILE_BYTES_MAX {
+        return invalid(format!("dockerfileContent must be at most {DOCKERFILE_BYTES_MAX} bytes"));
+    }
+    if let Err(error) = atoll_runner::build::check(&dockerfile) {
+        return invalid(format!("dockerfileContent: {error}"));
+    }
+    let context_hashes = context_hashes.unwrap_or_default();
+    if context_hashes.len() > CONTEXTS_MAX {
+        return invalid(format!("contextHashes must be at most {CONTEXTS_MAX}"));
+    }
+    if let Some(error) = context_hashes.iter().find_map(|hash| hash.parse::<ContextHash>().err()) {
+        return invalid(format!("contextHashes: {error}"));
+    }
+    Ok(BuildWish { dockerfile, context_hashes })
+}
+
 /// A wish that we would leave out silently gives a sandbox that is not what was asked for.
 fn refuse_unsupported(asked: &Asked) -> Result<(), ApiError> {
     let not_empty = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
@@ -100,7 +133,6 @@ fn refuse_unsupported(asked: &Asked) -> Result<(), ApiError> {
         ("otelEndpointOverride", not_empty(&asked.otel_endpoint_override)),
         ("ttlMinutes", not_zero(asked.ttl_minutes)),
         ("volumes", asked.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty())),
-        ("buildInfo", asked.build_info.is_some()),
         ("linkedSandbox", not_empty(&asked.linked_sandbox)),
         ("secrets", asked.secrets.as_ref().is_some_and(|secrets| !secrets.is_empty())),
     ] {
@@ -244,6 +276,7 @@ mod tests {
             CreateSandbox {
                 name: Some("a.b_c-1".into()),
                 snapshot: Some("base".into()),
+                build: None,
                 user: Some("daytona".into()),
                 env: [("A".into(), "b".into())].into(),
                 labels: [("code-toolbox-language".into(), "python".into())].into(),
@@ -299,12 +332,41 @@ mod tests {
             ("otelEndpointOverride", json!("http://p")),
             ("ttlMinutes", json!(5)),
             ("volumes", json!([{"volumeId": "v", "mountPath": "/v"}])),
-            ("buildInfo", json!({"dockerfileContent": "FROM a\n"})),
             ("linkedSandbox", json!("other")),
             ("secrets", json!([{"A": "b"}])),
         ] {
             let error = parsed(json!({ field: value })).unwrap_err();
             assert_eq!(error, ApiError::Unsupported(format!("the field {field}")));
+        }
+    }
+
+    #[test]
+    fn a_dockerfile_takes_the_place_of_a_snapshot() {
+        let hash = "d41d8cd98f00b204e9800998ecf8427e";
+        let body = json!({"buildInfo": {"dockerfileContent": "FROM a\n", "contextHashes": [hash]}, "cpu": 2});
+
+        let create = parsed(body).unwrap();
+
+        let wish = BuildWish { dockerfile: "FROM a\n".into(), context_hashes: vec![hash.into()] };
+        assert_eq!((create.build, create.cpu), (Some(wish), Some(2)));
+    }
+
+    #[test]
+    fn a_dockerfile_that_cannot_be_built_is_refused_with_its_line() {
+        let build = |dockerfile: &str| json!({"buildInfo": {"dockerfileContent": dockerfile}});
+        for (body, word) in [
+            (build(" \n"), "empty"),
+            (build("RUN true"), "line 1"),
+            (build("FROM a\nNONSENSE b"), "line 2"),
+            (build(&format!("FROM a\n# {}", "x".repeat(DOCKERFILE_BYTES_MAX))), "at most"),
+            (
+                json!({"buildInfo": {"dockerfileContent": "FROM a", "contextHashes": ["../x"]}}),
+                "contextHashes",
+            ),
+            (json!({"buildInfo": {"dockerfileContent": "FROM a"}, "snapshot": "base"}), "not both"),
+        ] {
+            let error = parsed(body.clone()).unwrap_err();
+            assert!(matches!(&error, ApiError::Invalid(message) if message.contains(word)), "{body} {error}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use atoll_api::ids::{Generation, RegionName};
 use atoll_api::rest::{
-    BuildInfo, Sandbox, SandboxState, SnapshotDto, SnapshotState, Start, Timestamp, WarmPool,
+    BuildInfo, BuildProgress, Sandbox, SandboxState, SnapshotDto, SnapshotState, Start, Timestamp, WarmPool,
 };
 use atoll_api::sandbox::{Desired, Phase};
 use atoll_consensus::state::cluster::{SnapshotRecord, SnapshotSource, SnapshotState as State};
@@ -10,7 +10,8 @@ use atoll_consensus::state::region::{Disk, SandboxRecord};
 use http::HeaderValue;
 
 use super::door::Door;
-use crate::control::verb::{SandboxView, WarmPoolView};
+use crate::control::build::is_build;
+use crate::control::verb::{BuildView, SandboxView, WarmPoolView};
 
 /// Names regions whose sandboxes are missing from a list.
 pub(super) const UNREACHABLE_REGIONS_HEADER: &str = "x-atoll-unreachable-regions";
@@ -21,10 +22,13 @@ pub(super) const EXPOSED_HEADERS: &str = "X-Request-Id, X-Atoll-Unreachable-Regi
 pub(super) const SANDBOX_CLASS: &str = "container";
 
 /// The public state of a sandbox, which is also what a list filters by.
-pub fn public_state(record: &SandboxRecord) -> SandboxState {
+/// `progress` is that of the build that it waits for, if it waits for one.
+pub fn public_state(record: &SandboxRecord, progress: BuildProgress) -> SandboxState {
     // The wish is still the first one, that of the create, and it has not moved.
     let untouched = record.desired_version <= 1 && record.placement.generation == Generation::FIRST;
-    let start = if record.is_disk_awaited() {
+    let start = if record.is_disk_awaited() && record.build.is_some() {
+        Start::OfBuild(progress)
+    } else if record.is_disk_awaited() {
         Start::OfFork
     } else if record.restored_version == record.desired_version {
         Start::FromArchive
@@ -43,6 +47,22 @@ pub fn public_state(record: &SandboxRecord) -> SandboxState {
     }
 }
 
+/// Of a sandbox as a verb has answered it.
+pub fn state_of(view: &SandboxView) -> SandboxState {
+    let progress = view.build.as_ref().map_or(BuildProgress::Waiting, |build| build.progress);
+    public_state(&view.record, progress)
+}
+
+fn build_info(build: BuildView) -> BuildInfo {
+    BuildInfo {
+        dockerfile_content: build.dockerfile,
+        context_hashes: build.context_hashes,
+        created_at: Timestamp(build.created_at_ms),
+        updated_at: Timestamp(build.updated_at_ms),
+        snapshot_ref: build.image,
+    }
+}
+
 /// How far its archive is, since when, and how many nodes hold it.
 fn backup(record: &SandboxRecord) -> (&'static str, Option<Timestamp>, Option<u32>) {
     match (record.desired, &record.disk) {
@@ -56,11 +76,11 @@ fn backup(record: &SandboxRecord) -> (&'static str, Option<Timestamp>, Option<u3
 }
 
 pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
-    let SandboxView { sandbox_id, region, record, last_activity_at_ms } = view;
-    let state = public_state(&record);
+    let state = state_of(&view);
+    let SandboxView { sandbox_id, region, record, last_activity_at_ms, build } = view;
     let (backup_state, backup_created_at, backup_copies) = backup(&record);
     let (error_reason, recoverable) = match &record.phase {
-        _ if state != SandboxState::Error => (None, None),
+        _ if !matches!(state, SandboxState::Error | SandboxState::BuildFailed) => (None, None),
         Phase::Lost => (
             Some(
                 "the node that runs this sandbox cannot be reached; it goes on when the node returns"
@@ -75,7 +95,7 @@ pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
         id: sandbox_id,
         organization_id: record.organization_id,
         name: record.name,
-        snapshot: Some(record.spec.snapshot),
+        snapshot: Some(record.spec.snapshot).filter(|name| !is_build(name)),
         user: record.spec.user,
         env: record.spec.env,
         labels: record.labels,
@@ -98,6 +118,7 @@ pub(super) fn sandbox(view: SandboxView, door: &Door) -> Sandbox {
         backup_created_at,
         backup_copies,
         parent_id: record.parent,
+        build_info: build.map(build_info),
         auto_stop_interval: record.auto_stop_minutes,
         auto_pause_interval: record.auto_pause_minutes,
         auto_archive_interval: record.auto_archive_minutes,

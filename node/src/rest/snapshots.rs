@@ -7,13 +7,13 @@ use atoll_consensus::state::cluster::{Activation, SnapshotRecord, SnapshotSource
 use axum::Json;
 use http::StatusCode;
 
-use super::create::{CPU_MAX, DISK_GIB_MAX, MEMORY_GIB_MAX};
+use super::create::{CPU_MAX, DISK_GIB_MAX, MEMORY_GIB_MAX, build_wish};
 use super::errors::ApiError;
 use super::input::{Body, Queries, Segments, within};
 use super::present;
 use super::sandbox::answer;
 use super::visitor::Visitor;
-use crate::control::verb::{CreateSnapshot, Verb, VerbAnswer};
+use crate::control::verb::{BuildWish, CreateSnapshot, Verb, VerbAnswer};
 
 const PAGE_LIMIT_DEFAULT: i64 = 100;
 const PAGE_LIMIT_MAX: i64 = 200;
@@ -133,7 +133,7 @@ async fn one(visitor: &Visitor, verb: Verb) -> Result<Json<SnapshotDto>, ApiErro
 }
 
 /// What is too long to be a name is an unknown snapshot, not a mistake of another kind.
-fn reference(path: &Segments) -> Result<String, ApiError> {
+pub(super) fn reference(path: &Segments) -> Result<String, ApiError> {
     let text = path.text("id")?;
     match text.chars().count() > NAME_CHARS_MAX {
         true => Err(ApiError::NotFound("snapshot not found".to_owned())),
@@ -200,26 +200,36 @@ fn parse(asked: Asked) -> Result<CreateSnapshot, ApiError> {
     if wants_gpu {
         return Err(ApiError::Unsupported("the field gpu".to_owned()));
     }
-    if build_info.is_some() {
-        return Err(ApiError::Unsupported("the field buildInfo".to_owned()));
-    }
     if let Some(class) = given(sandbox_class)
         && class != present::SANDBOX_CLASS
     {
         return Err(ApiError::Unsupported(format!("the sandboxClass {class}")));
     }
-    let image_name = given(image_name)
-        .ok_or_else(|| ApiError::Invalid("give the image of the snapshot as imageName".to_owned()))?;
-    if image_name.chars().count() > IMAGE_CHARS_MAX {
-        return Err(ApiError::Invalid(format!("imageName must be at most {IMAGE_CHARS_MAX} characters")));
-    }
+    let source = match (given(image_name), build_info) {
+        (Some(name), None) if name.chars().count() > IMAGE_CHARS_MAX => {
+            return Err(ApiError::Invalid(format!("imageName must be at most {IMAGE_CHARS_MAX} characters")));
+        }
+        (Some(name), None) => SnapshotSource::Image { name },
+        (None, Some(build_info)) => {
+            let BuildWish { dockerfile, context_hashes } = build_wish(build_info)?;
+            SnapshotSource::Build { dockerfile, context_hashes }
+        }
+        (Some(_), Some(_)) => {
+            return Err(ApiError::Invalid("give imageName or buildInfo, not both".to_owned()));
+        }
+        (None, None) => {
+            return Err(ApiError::Invalid(
+                "give the image of the snapshot as imageName, or a Dockerfile as buildInfo".to_owned(),
+            ));
+        }
+    };
     let resource = |name, value: Option<i64>, max: u32| {
         let checked = value.map(|value| within(name, value, 1..=i64::from(max))).transpose()?;
         Ok::<_, ApiError>(checked.map(|value| u32::try_from(value).expect("the range is below 2^32")))
     };
     Ok(CreateSnapshot {
         name: snapshot_name(name)?,
-        source: SnapshotSource::Image { name: image_name },
+        source,
         entrypoint: self::entrypoint(entrypoint.unwrap_or_default())?,
         cpu: resource("cpu", cpu, CPU_MAX)?,
         memory_gib: resource("memory", memory, MEMORY_GIB_MAX)?,
@@ -290,6 +300,19 @@ mod tests {
     }
 
     #[test]
+    fn a_dockerfile_takes_the_place_of_an_image() {
+        let hash = "d41d8cd98f00b204e9800998ecf8427e";
+        let body =
+            json!({"name": "a", "buildInfo": {"dockerfileContent": "FROM b\n", "contextHashes": [hash]}});
+
+        let source = parsed(body).unwrap().source;
+
+        let expected =
+            SnapshotSource::Build { dockerfile: "FROM b\n".into(), context_hashes: vec![hash.into()] };
+        assert_eq!(source, expected);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_by_name() {
         let id = uuid::Uuid::nil().to_string();
         for (change, word) in [
@@ -300,6 +323,8 @@ mod tests {
             (json!({"name": id}), "name"),
             (json!({"imageName": ""}), "imageName"),
             (json!({"imageName": "a".repeat(513)}), "imageName"),
+            (json!({"buildInfo": {"dockerfileContent": "FROM a"}}), "not both"),
+            (json!({"imageName": "", "buildInfo": {"dockerfileContent": ""}}), "dockerfileContent"),
             (json!({"cpu": 0}), "cpu"),
             (json!({"memory": -1}), "memory"),
             (json!({"disk": 65_537}), "disk"),

@@ -10,19 +10,21 @@ use atoll_api::access::{Caller, PreviewGrant, SandboxFacts, SshGrant};
 use atoll_api::ids::{
     Generation, NodeId, OrganizationId, RegionOrdinal, RequestId, SandboxId, UserId, WarmPoolId,
 };
-use atoll_api::rest::{SandboxState, Timestamp};
+use atoll_api::rest::{BuildProgress, SandboxState, Timestamp};
 use atoll_api::sandbox::{Desired, Phase, Placement, Resources, SandboxSpec};
 use atoll_api::tokens::{ApiKey, SignedPreviewToken, SshToken, TokenHash};
 use atoll_consensus::state::cluster::{
     Activation, ApiKeyRecord, ClusterState, NodeAddresses, NodeCapacity, NodeRecord, OrganizationRecord,
-    RegionRecord, RegistryRecord, SnapshotRecord, SnapshotSource, SnapshotState as SnapshotRecordState,
-    WarmPoolRecord,
+    RegionRecord, RegistryRecord, SnapshotKey, SnapshotRecord, SnapshotSource,
+    SnapshotState as SnapshotRecordState, WarmPoolRecord,
 };
 use atoll_consensus::state::region::{CapturePurpose, Checkpoint, Disk, NodeHealth, SandboxRecord};
 use atoll_mesh::dial::{Directory, DirectoryError};
 use atoll_runner::store::{Store, StoreConfig};
 use axum::Router;
 use axum::body::Body;
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, Method, Request};
 use serde_json::{Value, json};
@@ -34,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::*;
+use crate::build_logs::Reading;
 use crate::control::verb::*;
 use crate::objects::{Contexts, Issuer};
 
@@ -63,6 +66,7 @@ fn view() -> SandboxView {
         sandbox_id: sandbox_id(),
         region: "eu".parse().unwrap(),
         last_activity_at_ms: NOW_MS + 2,
+        build: None,
         record: SandboxRecord {
             organization_id: organization_id(),
             name: NAME.into(),
@@ -249,6 +253,9 @@ fn healthy(verb: &Verb) -> Result<VerbAnswer, VerbError> {
                 .map(|(name, n)| (name.to_owned(), snapshot_record(n)))
                 .to_vec(),
         )),
+        Verb::GetSnapshot { id_or_name } if id_or_name == "mine" => {
+            Ok(VerbAnswer::Snapshots(vec![own_snapshot()]))
+        }
         Verb::GetSnapshot { .. } => Ok(VerbAnswer::Snapshots(vec![("base".into(), snapshot_record(1))])),
         Verb::CreateSnapshot(_) | Verb::ActivateSnapshot { .. } => {
             Ok(VerbAnswer::Snapshots(vec![own_snapshot()]))
@@ -392,6 +399,19 @@ fn cluster_state() -> ClusterState {
     state
 }
 
+/// A log that says what was asked for. Followed, it never ends.
+struct FakeLogs;
+
+impl BuildLogSource for FakeLogs {
+    fn read(&self, key: SnapshotKey, reading: Reading) -> BoxStream<'static, Bytes> {
+        let line = stream::iter([Bytes::from(format!("{} {reading:?}\n", key.name))]);
+        match reading {
+            Reading::Now => line.boxed(),
+            Reading::Follow => line.chain(stream::pending()).boxed(),
+        }
+    }
+}
+
 struct World {
     router: Router,
     control: Arc<FakeControl>,
@@ -434,6 +454,7 @@ impl World {
         let objects = ObjectStorage::new(Issuer::new([1; 32]), Contexts::new(store));
         let router = router(RestState {
             objects,
+            build_logs: Arc::new(FakeLogs),
             control: control.clone(),
             directory: Arc::new(FakeDirectory),
             facts: Arc::new(cluster_state()),
@@ -607,6 +628,12 @@ async fn every_route_asks_its_verb_and_answers_in_the_documented_shape() {
             Some(Verb::CreateSnapshot(CreateSnapshot {
                 name: "a".into(), source: SnapshotSource::Image { name: "alpine:3".into() }, entrypoint: vec![],
                 cpu: None, memory_gib: None, disk_gib: None, region: None,
+            })), "SnapshotDto"),
+        ("GET", "/api/snapshots/mine/build-logs-url".to_owned(), Value::Null, 200, Some(Verb::GetSnapshot { id_or_name: "mine".into() }), ""),
+        ("POST", "/api/snapshots".to_owned(), json!({"name": "a", "buildInfo": {"dockerfileContent": "FROM b"}}), 200,
+            Some(Verb::CreateSnapshot(CreateSnapshot {
+                name: "a".into(), source: SnapshotSource::Build { dockerfile: "FROM b".into(), context_hashes: vec![] },
+                entrypoint: vec![], cpu: None, memory_gib: None, disk_gib: None, region: None,
             })), "SnapshotDto"),
         ("DELETE", "/api/snapshots/mine".to_owned(), Value::Null, 200, Some(Verb::DeleteSnapshot { id_or_name: "mine".into() }), ""),
         ("POST", "/api/snapshots/mine/activate".to_owned(), Value::Null, 200,
@@ -1045,7 +1072,7 @@ fn what_happens_to_a_disk_shows_in_the_state() {
     let state = |change: &dyn Fn(&mut SandboxRecord)| {
         let mut record = view().record;
         change(&mut record);
-        public_state(&record)
+        public_state(&record, BuildProgress::Waiting)
     };
     let snapshot = || CapturePurpose::Snapshot { id: uuid::Uuid::nil(), name: "s".into() };
     let asked = |record: &mut SandboxRecord| drop(record.captures.insert(1, snapshot()));
@@ -1077,7 +1104,7 @@ fn a_sandbox_is_created_once_and_started_ever_after() {
         record.phase = Phase::Starting;
         record.desired_version = desired_version;
         record.placement.generation = Generation(generation);
-        public_state(&record)
+        public_state(&record, BuildProgress::Waiting)
     };
 
     assert_eq!(state(1, 1), SandboxState::Creating);
@@ -1182,6 +1209,78 @@ async fn a_snapshot_is_shown_as_it_is() {
     });
     let body = failed.ask("GET", "/api/snapshots/mine", Value::Null).await.body;
     assert_eq!((&body["state"], &body["errorReason"]), (&json!("error"), &json!("no such host")));
+}
+
+/// A sandbox that waits for its image.
+fn unbuilt(phase: Phase, progress: BuildProgress) -> SandboxView {
+    let mut view = view();
+    let snapshot_id = uuid::Uuid::from_u128(9);
+    view.record.spec.snapshot = "@build/abc".into();
+    (view.record.build, view.record.disk, view.record.phase) = (Some(snapshot_id), Disk::Awaited, phase);
+    view.build = Some(BuildView {
+        snapshot_id,
+        dockerfile: "FROM alpine:3".into(),
+        context_hashes: vec!["abc".into()],
+        created_at_ms: NOW_MS,
+        updated_at_ms: NOW_MS,
+        image: String::new(),
+        progress,
+    });
+    view
+}
+
+#[tokio::test]
+async fn a_sandbox_that_waits_for_its_image_says_how_far_that_is() {
+    let failed = || Phase::Failed { reason: "line 3".into() };
+    for (phase, progress, state, reason) in [
+        (Phase::Pending, BuildProgress::Waiting, "pending_build", Value::Null),
+        (Phase::Pending, BuildProgress::Building, "building_snapshot", Value::Null),
+        (failed(), BuildProgress::Building, "build_failed", json!("line 3")),
+    ] {
+        let view = unbuilt(phase, progress);
+        let world = World::new().answering(move |_| Ok(VerbAnswer::Sandbox(Box::new(view.clone()))));
+
+        let body = world.ask("GET", &format!("/api/sandbox/{NAME}"), Value::Null).await.body;
+
+        assert_eq!((&body["state"], &body["errorReason"]), (&json!(state), &reason), "{body}");
+        assert_eq!(body["buildInfo"]["dockerfileContent"], "FROM alpine:3");
+        assert_eq!(body.get("snapshot"), None, "the name of a build is nobody's business");
+        Reference::ours().check("Sandbox", &body, state);
+    }
+}
+
+#[tokio::test]
+async fn the_log_of_a_build_is_read_as_far_as_it_is_or_followed() {
+    let build = || VerbAnswer::Sandbox(Box::new(unbuilt(Phase::Pending, BuildProgress::Building)));
+    let world = World::new().answering(move |verb| match verb {
+        Verb::Get { .. } => Ok(build()),
+        verb => healthy(verb),
+    });
+    let url = world.ask("GET", &format!("/api/sandbox/{NAME}/build-logs-url"), Value::Null).await.body;
+    assert_eq!(url, json!({"url": format!("http://127.0.0.1:9100/api/sandbox/{}/build-logs", sandbox_id())}));
+    let read = async |path: &str| {
+        let request = with_key("GET", path).body(Body::empty()).unwrap();
+        let response = world.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
+        response.into_body().into_data_stream()
+    };
+    let mut now = read(&format!("/api/sandbox/{NAME}/build-logs")).await;
+    assert_eq!(now.next().await.unwrap().unwrap(), "@build/abc Now\n");
+    assert!(now.next().await.is_none());
+
+    let mut followed = read("/api/snapshots/mine/build-logs?follow=true").await;
+    assert_eq!(followed.next().await.unwrap().unwrap(), "mine Follow\n");
+    world.closing.cancel();
+    assert!(followed.next().await.is_none(), "a node that stops holds nobody");
+}
+
+#[tokio::test]
+async fn what_was_never_built_has_no_log() {
+    let world = World::new();
+    for path in [format!("/api/sandbox/{NAME}/build-logs"), "/api/snapshots/base/build-logs-url".to_owned()] {
+        let message = refused(&world.ask("GET", &path, Value::Null).await, 404, "NOT_FOUND");
+        assert!(message.contains("Dockerfile"), "{message}");
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! and each runtime gets the same trials but for those that name what only one can do.
 
 mod api;
+mod builds;
 mod catalogue;
 mod disks;
 mod doors;
@@ -31,7 +32,8 @@ fn rules(runtime: Runtime) -> Vec<Rule> {
     match runtime {
         // Images are the node's store's, which Docker's engine does not look into.
         Runtime::Embedded => {
-            [&both[..], catalogue::RULES, disks::RULES, registry::RULES, warm_pools::RULES].concat()
+            [&both[..], builds::RULES, catalogue::RULES, disks::RULES, registry::RULES, warm_pools::RULES]
+                .concat()
         }
         Runtime::Docker => both,
     }

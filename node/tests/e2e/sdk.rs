@@ -24,9 +24,17 @@ fn npm(world: &World) {
     story(world, Command::new("node").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/story.mjs")));
 }
 
+fn python_contexts(world: &World) {
+    python_that_uploads(world, concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/contexts.py"));
+}
+
+fn npm_contexts(world: &World) {
+    npm_that_uploads(world, concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/contexts.mjs"));
+}
+
 /// With the cluster's authority among the system's, as an operator installs it, in a mount namespace of its own: the SDK
 /// looks nowhere else.
-fn python_contexts(world: &World) {
+pub fn python_that_uploads(world: &World, script: &str) {
     const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
     let Some(python) = provided("ATOLL_PYTHON") else { return };
     let mut authorities = std::fs::read(SYSTEM_AUTHORITIES).unwrap_or_default();
@@ -36,16 +44,16 @@ fn python_contexts(world: &World) {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"", "sh"]);
     command.arg(file.path()).args([SYSTEM_AUTHORITIES, &python]);
-    story(world, command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/contexts.py")));
+    story(world, command.arg(script));
 }
 
-fn npm_contexts(world: &World) {
+pub fn npm_that_uploads(world: &World, script: &str) {
     if provided("ATOLL_NODE_MODULES").is_none() {
         return;
     }
     let mut command = Command::new("node");
     command.env("NODE_EXTRA_CA_CERTS", &world.cluster.ready.ca_cert);
-    story(world, command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/contexts.mjs")));
+    story(world, command.arg(script));
 }
 
 fn story(world: &World, command: &mut Command) {

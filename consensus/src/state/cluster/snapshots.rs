@@ -67,6 +67,9 @@ pub struct SnapshotRecord {
     /// How often somebody has begun to make it ready.
     #[serde(default)]
     pub attempt: u64,
+    /// How many of these there were when somebody last asked for another try.
+    #[serde(default)]
+    pub attempts_before: u64,
     /// Who did so last; it has the log.
     #[serde(default)]
     pub worker: Option<NodeId>,
@@ -202,6 +205,7 @@ impl SnapshotRecord {
             updated_at_ms: now_ms,
             last_used_at_ms: None,
             attempt: 0,
+            attempts_before: 0,
             worker: None,
         }
     }
@@ -390,6 +394,7 @@ impl ClusterState {
             return Err(ClusterRejection::SnapshotIs(snapshot.state.name().to_owned()));
         }
         snapshot.state = SnapshotState::Pending;
+        snapshot.attempts_before = attempt;
         snapshot.updated_at_ms = now_ms;
         Ok(())
     }
