@@ -1,10 +1,11 @@
-//! Starts processes as the sandbox's user: own session, own credentials, no descriptor of ours, OOM score of anyone.
+//! Starts processes as the sandbox's user: own session, own credentials, no descriptor of ours but one that is meant for it, OOM
+//! score of anyone.
 
 mod child;
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -70,7 +71,18 @@ impl Launcher {
 
     /// Errors are those of fork, of changing to the directory (as the user) and of exec.
     pub fn start(&self, launch: Launch, input: Input, output: Output) -> io::Result<Running> {
-        let mut command = self.command(&launch, child::Terminal::None)?;
+        self.start_with(launch, input, output, None)
+    }
+
+    /// The process, and whatever it starts, also has `kept`, by the number that it has here.
+    pub fn start_with(
+        &self,
+        launch: Launch,
+        input: Input,
+        output: Output,
+        kept: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Running> {
+        let mut command = self.command(&launch, child::Terminal::None, kept)?;
         command.stdin(match input {
             Input::Empty => Stdio::null(),
             Input::Piped => Stdio::piped(),
@@ -108,19 +120,26 @@ impl Launcher {
 
     /// On a terminal, which becomes the controlling one of the new session.
     pub fn start_on_terminal(&self, launch: Launch, terminal: OwnedFd) -> io::Result<Running> {
-        let mut command = self.command(&launch, child::Terminal::Controlling)?;
+        let mut command = self.command(&launch, child::Terminal::Controlling, None)?;
         command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
         let (pid, exit, _) = self.fork(&mut command)?;
         Ok(Running { pid, exit, stdin: None, stdout: None, stderr: None })
     }
 
-    fn command(&self, launch: &Launch, terminal: child::Terminal) -> io::Result<Command> {
+    fn command(
+        &self,
+        launch: &Launch,
+        terminal: child::Terminal,
+        kept: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Command> {
         let mut command = Command::new(&launch.program);
         if let Some(arg0) = &launch.arg0 {
             command.arg0(arg0);
         }
         command.args(&launch.args).env_clear().envs(&launch.env);
-        child::prepare(&mut command, child::Becoming::new(&self.account, c_path(&launch.cwd)?, terminal));
+        let kept = kept.map(|fd| fd.as_raw_fd());
+        let becoming = child::Becoming::new(&self.account, c_path(&launch.cwd)?, terminal, kept);
+        child::prepare(&mut command, becoming);
         Ok(command)
     }
 

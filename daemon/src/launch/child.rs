@@ -3,11 +3,12 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::FdFlags;
 use rustix::process::{Gid, Uid};
 
 use crate::accounts::Account;
@@ -26,16 +27,19 @@ pub struct Becoming {
     groups: Vec<Gid>,
     cwd: CString,
     terminal: Terminal,
+    /// Open in this process until the fork, and never one of the standard three.
+    kept: Option<RawFd>,
 }
 
 impl Becoming {
-    pub fn new(account: &Account, cwd: CString, terminal: Terminal) -> Becoming {
+    pub fn new(account: &Account, cwd: CString, terminal: Terminal, kept: Option<RawFd>) -> Becoming {
         Becoming {
             uid: Uid::from_raw(account.uid),
             gid: Gid::from_raw(account.gid),
             groups: account.groups.iter().copied().map(Gid::from_raw).collect(),
             cwd,
             terminal,
+            kept,
         }
     }
 }
@@ -60,6 +64,10 @@ fn become_user(becoming: &Becoming) -> io::Result<()> {
     }
     raise_oom_score();
     close_the_rest_on_exec();
+    if let Some(kept) = becoming.kept {
+        // SAFETY: whoever asked for the process borrowed the descriptor to us until it has been forked, so the copy of it is open here.
+        rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(kept) }, FdFlags::empty())?;
+    }
     rustix::thread::set_thread_groups(&becoming.groups)?;
     rustix::thread::set_thread_res_gid(becoming.gid, becoming.gid, becoming.gid)?;
     rustix::thread::set_thread_res_uid(becoming.uid, becoming.uid, becoming.uid)?;
