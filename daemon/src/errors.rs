@@ -62,6 +62,20 @@ refusals! {
     process_not_found = NOT_FOUND "PROCESS_NOT_FOUND";
     session_ended = GONE "SESSION_ENDED";
     command_completed = GONE "COMMAND_ALREADY_COMPLETED";
+    forbidden = FORBIDDEN "FORBIDDEN";
+    /// The remote wants credentials, or other ones.
+    git_auth_failed = UNAUTHORIZED "GIT_AUTH_FAILED";
+    /// A folder that is no repository, a remote that is none or that nobody configured.
+    git_repo_not_found = NOT_FOUND "GIT_REPO_NOT_FOUND";
+    /// Also a tag, commit or other revision.
+    git_branch_not_found = NOT_FOUND "GIT_BRANCH_NOT_FOUND";
+    git_branch_exists = CONFLICT "GIT_BRANCH_EXISTS";
+    git_push_rejected = CONFLICT "GIT_PUSH_REJECTED";
+    git_dirty_worktree = CONFLICT "GIT_DIRTY_WORKTREE";
+    git_merge_conflict = CONFLICT "GIT_MERGE_CONFLICT";
+    git_transport_failed = BAD_GATEWAY "GIT_TRANSPORT_FAILED";
+    /// By its hooks, its rules or its size limits.
+    git_remote_rejected = UNPROCESSABLE_ENTITY "GIT_REMOTE_REJECTED";
     /// Nothing in the sandbox answers on the proxied port.
     bad_gateway = BAD_GATEWAY "BAD_GATEWAY";
     internal = INTERNAL_SERVER_ERROR "INTERNAL_SERVER_ERROR";

@@ -22,6 +22,7 @@ mod routes;
 
 mod channel;
 mod files;
+mod git;
 mod info;
 mod metrics;
 mod output;

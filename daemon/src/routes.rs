@@ -21,7 +21,7 @@ use crate::metrics::Sampler;
 use crate::pty::Terminals;
 use crate::session::Sessions;
 use crate::shells::Shells;
-use crate::{channel, errors, files, info, metrics, ports, process, proxy, pty, session};
+use crate::{channel, errors, files, git, info, metrics, ports, process, proxy, pty, session};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -34,6 +34,7 @@ pub struct Daemon {
     pub sessions: Arc<Sessions>,
     pub terminals: Arc<Terminals>,
     pub metrics: Arc<Sampler>,
+    pub git: Arc<git::Operations>,
     pub work_dir: PathBuf,
     /// What the image says; the user's home is next.
     image_work_dir: Option<PathBuf>,
@@ -65,6 +66,7 @@ impl Daemon {
             sessions: Arc::new(sessions),
             terminals: Arc::default(),
             metrics: Arc::default(),
+            git: Arc::default(),
             work_dir,
             image_work_dir,
             accounts_dir,
@@ -91,6 +93,7 @@ impl Daemon {
             sessions: self.sessions.clone(),
             terminals: self.terminals.clone(),
             metrics: self.metrics.clone(),
+            git: self.git.clone(),
             work_dir,
             image_work_dir: self.image_work_dir.clone(),
             accounts_dir: self.accounts_dir.clone(),
@@ -197,6 +200,26 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/process/pty/{session_id}", get(pty::routes::show).delete(pty::routes::delete))
         .route("/process/pty/{session_id}/resize", post(pty::routes::resize))
         .route("/process/pty/{session_id}/connect", get(pty::routes::connect));
+    let git = Router::new()
+        .route("/git/clone", post(git::clone))
+        .route("/git/init", post(git::changes::init))
+        .route("/git/add", post(git::changes::add))
+        .route("/git/commit", post(git::changes::commit))
+        .route("/git/reset", post(git::changes::reset))
+        .route("/git/restore", post(git::changes::restore))
+        .route("/git/push", post(git::push))
+        .route("/git/pull", post(git::pull))
+        .route("/git/status", get(git::status))
+        .route("/git/history", get(git::history))
+        .route(
+            "/git/branches",
+            get(git::branches::list).post(git::branches::create).delete(git::branches::delete),
+        )
+        .route("/git/checkout", post(git::branches::checkout))
+        .route("/git/remotes", get(git::remotes::list).post(git::remotes::add))
+        .route("/git/config", get(git::config::show).post(git::config::set))
+        .route("/git/config/user", post(git::config::set_user))
+        .route("/git/credentials", post(git::config::store_credentials));
     Router::new()
         .route("/version", get(info::version))
         .route("/work-dir", get(info::work_dir))
@@ -213,6 +236,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .merge(files)
         .merge(sessions)
         .merge(terminals)
+        .merge(git)
         .route("/proxy/{port}", any(proxy::forward))
         .route("/proxy/{port}/", any(proxy::forward))
         .route("/proxy/{port}/{*path}", any(proxy::forward))

@@ -88,7 +88,8 @@ async fn first_in_path(
     daemon.workers.run(find).await
 }
 
-fn in_path(path: &str, name: &str) -> Option<PathBuf> {
+/// To be called where the user's rights hold.
+pub fn in_path(path: &str, name: &str) -> Option<PathBuf> {
     let is_program = |path: &PathBuf| {
         std::fs::metadata(path)
             .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)

@@ -2,6 +2,7 @@
 
 mod channels;
 mod files;
+mod git;
 mod identity;
 mod processes;
 mod protection;

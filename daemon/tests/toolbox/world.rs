@@ -41,6 +41,8 @@ pub struct Setup {
     pub shells: &'static str,
     pub entrypoint: Vec<String>,
     pub binary: PathBuf,
+    /// Where the daemon's own words go; beside the tests' when absent.
+    pub log: Option<std::fs::File>,
 }
 
 impl Default for Setup {
@@ -49,6 +51,7 @@ impl Default for Setup {
             shells: "/bin/sh\n/bin/bash\n",
             entrypoint: Vec::new(),
             binary: env!("CARGO_BIN_EXE_atoll-daemon").into(),
+            log: None,
         }
     }
 }
@@ -103,6 +106,7 @@ impl World {
             .args(["--listen", &address.to_string()])
             .current_dir("/")
             .stdin(Stdio::null())
+            .stderr(setup.log.map_or_else(Stdio::inherit, Stdio::from))
             .spawn()
             .unwrap();
         let hello = tokio::time::timeout(DEADLINE, async {
