@@ -21,7 +21,7 @@ use crate::identity::Rooms;
 use crate::launch::Launcher;
 use crate::reaper::Reaper;
 use crate::routes::Daemon;
-use crate::{gate, info, inherited, polled, processes, routes, shells};
+use crate::{gate, info, inherited, polled, processes, shells};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2280);
 /// Root's, and the user's shells may pass through it: see `session`.
