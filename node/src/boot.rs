@@ -235,7 +235,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         bail!("services are set once");
     }
     duties.settle_in(&cancel).await?;
-    let copies = Copies { me, region: region.clone(), link };
+    let copies = Copies::new(me, region.clone(), link);
     let owner = Arc::new(Owner {
         me,
         home: config.region.clone(),
@@ -267,7 +267,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
             builds: builds.as_ref().map(|images| images.builds.clone()),
             store: store.clone(),
             contexts: contexts.clone(),
-            copies,
+            copies: copies.clone(),
             cluster: cluster.clone(),
             passwords,
         },
@@ -315,6 +315,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         peers: peer_stores.clone(),
         reach,
         uploads: Uploads::new(me),
+        copies: Some(copies),
         tasks: tasks.clone(),
     });
     let upkeep = Upkeep {

@@ -18,6 +18,7 @@ use atoll_mesh::stream::{StreamHeader, answer, read_message, write_message};
 use atoll_runner::store::{Origin, Progress, Reference, Store};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 /// For a copy on another node.
@@ -29,14 +30,31 @@ const COPIES_TRIED_MAX: usize = 3;
 const COPIES_WANTED: usize = 1;
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
+/// Of pushed images at once; more wait.
+const COPYING_MAX: usize = 4;
+
 #[derive(Clone)]
 pub struct Copies {
     pub me: NodeId,
     pub region: RegionGroup,
-    pub link: Arc<dyn Link>,
+    link: Arc<dyn Link>,
+    copying: Arc<Semaphore>,
 }
 
 impl Copies {
+    pub fn new(me: NodeId, region: RegionGroup, link: Arc<dyn Link>) -> Copies {
+        Copies { me, region, link, copying: Arc::new(Semaphore::new(COPYING_MAX)) }
+    }
+
+    /// [`Copies::copy`] for whom nobody waits.
+    pub async fn copy_in_turn(self, reference: String) {
+        if let Ok(_turn) = self.copying.acquire().await
+            && self.copy(&reference).await.is_empty()
+        {
+            warn!(reference, "a pushed image is on this node only");
+        }
+    }
+
     /// Who has a copy now. None is found: the image is as safe as it was before, on one node.
     pub async fn copy(&self, reference: &str) -> BTreeSet<NodeId> {
         let others: Vec<NodeId> = self.region.read(|state| {
@@ -103,6 +121,9 @@ async fn hold(store: &Store, reference: &str) -> HoldAnswer {
         return Err("only pinned images of the nodes' own are copied".to_owned());
     }
     let pulled = store.pull(reference, None, Progress::default()).await.map_err(|error| error.to_string())?;
+    if store.word_here(&name).is_some_and(|word| word.is_removed()) {
+        return Err("the image was removed meanwhile".to_owned());
+    }
     // What the cluster's records speak of stays; once they do not, it may go like anything that was fetched.
     store.set_name(&name, pulled.digest, Origin::Fetched).map(drop).map_err(|error| error.to_string())
 }

@@ -46,6 +46,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::blobs::{PeerStores, Reach};
+use crate::copies::Copies;
 use errors::RegistryError;
 use path::Target;
 pub use pending::Uploads;
@@ -63,6 +64,8 @@ pub struct Registry {
     pub peers: PeerStores,
     pub reach: Arc<Reach>,
     pub uploads: Uploads,
+    /// What is pushed here gets one on another node.
+    pub copies: Option<Copies>,
     /// Uploads in progress; they end with their clients' connections.
     pub tasks: TaskTracker,
 }

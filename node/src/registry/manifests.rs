@@ -84,6 +84,10 @@ impl Registry {
         if let Version::Tag(_) = version {
             self.say(repository, version, digest, Origin::Given).await?;
         }
+        if let Some(copies) = &self.copies {
+            let name = repository.reference(pinned)?.to_string();
+            self.tasks.spawn(copies.clone().copy_in_turn(name));
+        }
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::CREATED;
         let headers = response.headers_mut();

@@ -126,7 +126,15 @@ impl World {
             network.start(node_id, Arc::new(Handler(BlobServer::new(store.clone(), reach.clone()))));
             let (directory, uploads, tasks) = (Arc::new(Keys), Uploads::new(node_id), TaskTracker::new());
             let stored = store.clone();
-            doors.push(router(Arc::new(Registry { directory, store, peers, reach, uploads, tasks })));
+            doors.push(router(Arc::new(Registry {
+                directory,
+                store,
+                peers,
+                reach,
+                uploads,
+                copies: None,
+                tasks,
+            })));
             stores.push(stored);
         }
         World { network, doors, stores, _dir: dir }
