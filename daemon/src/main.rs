@@ -11,14 +11,17 @@ mod inherited;
 mod launch;
 mod polled;
 mod processes;
+mod programs;
 mod reaper;
 mod shells;
+mod utf8;
 
 mod errors;
 mod gate;
 mod identity;
 mod linger;
 mod routes;
+mod websocket;
 
 mod channel;
 mod files;

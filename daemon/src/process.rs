@@ -6,7 +6,7 @@
 mod code_run;
 mod execute;
 
-pub use code_run::{code_run, in_path};
+pub use code_run::code_run;
 pub use execute::execute;
 
 use std::collections::HashMap;

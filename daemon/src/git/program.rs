@@ -146,7 +146,7 @@ impl Git {
     pub async fn at(daemon: &Arc<Daemon>, cwd: PathBuf, kind: Kind) -> Result<Git, ApiError> {
         let env = environment(daemon);
         let path = env.get("PATH").cloned().unwrap_or_default();
-        let find = move || crate::process::in_path(&path, "git");
+        let find = move || crate::programs::in_path(&path, "git");
         let program = daemon.workers.run(find).await.ok_or_else(|| {
             ApiError::unprocessable(
                 "git is not in the sandbox's PATH: install it, or use an image that has it",

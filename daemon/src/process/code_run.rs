@@ -1,8 +1,7 @@
 //! `POST /process/code-run`: source text on the standard input of its language's interpreter.
 
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,9 +10,9 @@ use axum::http::HeaderMap;
 use serde::Deserialize;
 
 use super::{Ended, Run, checked_envs, output_asked_for, run, timeout_of};
-use crate::environment::Variables;
 use crate::errors::{ApiError, JsonBody};
 use crate::launch::Launch;
+use crate::programs::first_in_path;
 use crate::routes::Daemon;
 
 #[derive(Deserialize)]
@@ -75,26 +74,6 @@ pub async fn code_run(
         cwd: daemon.resolve(""),
     };
     run(&daemon.launcher, Run { launch, input, output: output_asked_for(&headers), timeout }).await.map(Json)
-}
-
-/// Looked for as the user: a PATH may begin with folders that only root may enter.
-async fn first_in_path(
-    daemon: &Daemon,
-    env: &Variables,
-    names: &'static [&'static str],
-) -> Option<(&'static str, PathBuf)> {
-    let path = env.get("PATH")?.clone();
-    let find = move || names.iter().find_map(|name| Some((*name, in_path(&path, name)?)));
-    daemon.workers.run(find).await
-}
-
-/// To be called where the user's rights hold.
-pub fn in_path(path: &str, name: &str) -> Option<PathBuf> {
-    let is_program = |path: &PathBuf| {
-        std::fs::metadata(path)
-            .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
-    };
-    path.split(':').filter(|dir| dir.starts_with('/')).map(|dir| Path::new(dir).join(name)).find(is_program)
 }
 
 /// A source file for interpreters that take no standard input; it goes when the run is over.

@@ -3,17 +3,15 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::extract::ws::{Message, WebSocket, close_code};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 
 use super::{Attached, PtyExit};
+use crate::websocket::close;
 
 /// A client that takes nothing for this long is gone.
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
-const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
-/// What one close frame may carry, by the protocol.
-const REASON_BYTES_MAX: usize = 123;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitControl {
@@ -95,21 +93,6 @@ fn exit_reason(exit: &PtyExit) -> String {
         reason["exitReason"] = json!(words);
     }
     reason.to_string()
-}
-
-async fn close(mut socket: WebSocket, code: u16, mut reason: String) {
-    let mut end = reason.len().min(REASON_BYTES_MAX);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    reason.truncate(end);
-    let _ = tokio::time::timeout(CLOSE_DEADLINE, async {
-        socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await?;
-        // Until the client has answered: dropping the socket earlier may lose the last bytes.
-        while let Some(Ok(_)) = socket.recv().await {}
-        Ok::<_, axum::Error>(())
-    })
-    .await;
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -19,10 +19,10 @@ use super::{Command, ENTRYPOINT, Session, SessionError};
 use crate::errors::{ApiError, JsonBody, Params};
 use crate::launch::Launch;
 use crate::routes::Daemon;
+use crate::websocket::{choose_first_protocol, close};
 
 /// A follower that takes nothing for this long is gone.
 const FOLLOWER_DEADLINE: Duration = Duration::from_secs(60);
-const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> ApiError {
@@ -248,11 +248,7 @@ async fn answer_logs(
         if !follow {
             return Err(ApiError::bad_request("a log WebSocket needs follow=true"));
         }
-        // A client that offers subprotocols gives up when none is chosen.
-        let first = upgrade.requested_protocols().next().cloned();
-        if let Some(first) = first {
-            upgrade.set_selected_protocol(first);
-        }
+        choose_first_protocol(&mut upgrade);
         return Ok(upgrade.on_upgrade(move |socket| send_log(socket, command)));
     }
     let raw = read_log(&command).await?;
@@ -314,12 +310,7 @@ async fn send_log(socket: WebSocket, command: Arc<Command>) {
         code = sent => code,
         () = heard => return,
     };
-    let close = Message::Close(Some(CloseFrame { code, reason: "".into() }));
-    let _ = tokio::time::timeout(CLOSE_DEADLINE, async {
-        sink.send(close).await?;
-        // Until the client has answered the close, or gone: dropping the socket earlier may lose the last bytes.
-        while let Some(Ok(_)) = stream.next().await {}
-        Ok::<_, axum::Error>(())
-    })
-    .await;
+    if let Ok(socket) = stream.reunite(sink) {
+        close(socket, code, String::new()).await;
+    }
 }
