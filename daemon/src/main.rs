@@ -27,6 +27,7 @@ mod channel;
 mod files;
 mod git;
 mod info;
+mod interpreter;
 mod metrics;
 mod output;
 mod ports;

@@ -10,18 +10,19 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
-use axum::routing::{any, get, post};
+use axum::routing::{any, delete, get, post};
 use tracing::Instrument;
 
 use crate::accounts::{AccountError, Accounts};
 use crate::environment::Environment;
 use crate::files::workers::Workers;
+use crate::interpreter::Interpreters;
 use crate::launch::{Launch, Launcher};
 use crate::metrics::Sampler;
 use crate::pty::Terminals;
 use crate::session::Sessions;
 use crate::shells::Shells;
-use crate::{channel, errors, files, git, info, metrics, ports, process, proxy, pty, session};
+use crate::{channel, errors, files, git, info, interpreter, metrics, ports, process, proxy, pty, session};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -33,6 +34,7 @@ pub struct Daemon {
     pub workers: Workers,
     pub sessions: Arc<Sessions>,
     pub terminals: Arc<Terminals>,
+    pub interpreters: Arc<Interpreters>,
     pub metrics: Arc<Sampler>,
     pub git: Arc<git::Operations>,
     pub work_dir: PathBuf,
@@ -65,6 +67,7 @@ impl Daemon {
             workers,
             sessions: Arc::new(sessions),
             terminals: Arc::default(),
+            interpreters: Arc::default(),
             metrics: Arc::default(),
             git: Arc::default(),
             work_dir,
@@ -92,6 +95,7 @@ impl Daemon {
             workers,
             sessions: self.sessions.clone(),
             terminals: self.terminals.clone(),
+            interpreters: self.interpreters.clone(),
             metrics: self.metrics.clone(),
             git: self.git.clone(),
             work_dir,
@@ -220,6 +224,13 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/git/config", get(git::config::show).post(git::config::set))
         .route("/git/config/user", post(git::config::set_user))
         .route("/git/credentials", post(git::config::store_credentials));
+    let interpreters = Router::new()
+        .route(
+            "/process/interpreter/context",
+            get(interpreter::routes::list).post(interpreter::routes::create),
+        )
+        .route("/process/interpreter/context/{context_id}", delete(interpreter::routes::delete))
+        .route("/process/interpreter/execute", get(interpreter::routes::execute));
     Router::new()
         .route("/version", get(info::version))
         .route("/work-dir", get(info::work_dir))
@@ -237,6 +248,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .merge(sessions)
         .merge(terminals)
         .merge(git)
+        .merge(interpreters)
         .route("/proxy/{port}", any(proxy::forward))
         .route("/proxy/{port}/", any(proxy::forward))
         .route("/proxy/{port}/{*path}", any(proxy::forward))

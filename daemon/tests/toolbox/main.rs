@@ -4,6 +4,7 @@ mod channels;
 mod files;
 mod git;
 mod identity;
+mod interpreter;
 mod processes;
 mod protection;
 mod sessions;
