@@ -8,6 +8,8 @@ cd "$root"
 # What the unmodified clients are. Change one here and in README.md.
 PYTHON_SDK=daytona==0.226.1
 NODE_SDK=@daytonaio/sdk@0.218.0
+# What runs TypeScript in the daemon's tests.
+TS_NODE=(ts-node@10.9.2 typescript@5.9.3)
 CARGO_DENY=0.20.2
 cache=$(cache_dir)
 
@@ -22,14 +24,14 @@ check_tree() {
 
 install_sdks() {
   local key
-  key=$(printf '%s' "$PYTHON_SDK $NODE_SDK $(python3 --version) $(node --version)" | sha256sum | cut -c1-12)
+  key=$(printf '%s' "$PYTHON_SDK $NODE_SDK ${TS_NODE[*]} $(python3 --version) $(node --version)" | sha256sum | cut -c1-12)
   sdks=$cache/sdks-$key
   [ -e "$sdks/complete" ] && return
-  say "installing $PYTHON_SDK and $NODE_SDK"
+  say "installing $PYTHON_SDK, $NODE_SDK and ${TS_NODE[*]}"
   rm -rf "$sdks" && mkdir -p "$sdks/node"
   python3 -m venv "$sdks/python"
   "$sdks/python/bin/pip" install --quiet --disable-pip-version-check "$PYTHON_SDK"
-  (cd "$sdks/node" && npm init --yes >/dev/null && npm install --silent --no-audit --no-fund "$NODE_SDK")
+  (cd "$sdks/node" && npm init --yes >/dev/null && npm install --silent --no-audit --no-fund "$NODE_SDK" "${TS_NODE[@]}")
   touch "$sdks/complete"
 }
 
@@ -52,7 +54,7 @@ count_tests() {
 need_root
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${RUNTIME_PACKAGES[@]}" jq openssh-client openssh-sftp-server busybox-static python3-venv fuse3 \
+timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${RUNTIME_PACKAGES[@]}" jq openssh-client openssh-sftp-server busybox-static python3-venv python3-matplotlib fuse3 \
   skopeo docker-registry apache2-utils
 command -v node >/dev/null || install_packages nodejs npm
 install_rust

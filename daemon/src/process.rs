@@ -1,8 +1,14 @@
 //! `/process/execute` and `/process/code-run`: one program, its output, its exit code, within a time.
 //!
-//! `result` is what the program wrote, both streams through one pipe, so their order is exact. That leaves nothing to tell them
-//! apart; a caller who sends `X-Daytona-Split-Output: true` gets `stdout` and `stderr` besides, and `result` in order of arrival.
+//! `result` is what the program wrote, both streams through one pipe, so their order is exact: that is what clients know, and what
+//! everyone gets. One pipe leaves nothing to tell the streams apart, and with two nothing says which of two writes was first. So
+//! `stdout` and `stderr` are there for who asks (`X-Daytona-Split-Output: true`); then each of them is exact, and `result`, still
+//! with every byte of both, has them in the order in which we came to read them: exact when a stream pauses before the other writes.
+//!
+//! Each of the three is bounded by [`OUTPUT_BYTES_MAX`], the middle of more is left out. Reading goes on, so the program does not
+//! wait, and memory does not grow.
 
+mod charts;
 mod code_run;
 mod execute;
 
@@ -10,17 +16,20 @@ pub use code_run::code_run;
 pub use execute::execute;
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
 
 use crate::environment::first_invalid;
 use crate::errors::ApiError;
 use crate::launch::{Input, Launch, Launcher, Output};
 use crate::output::{Bounded, OUTPUT_BYTES_MAX, Stream};
 use crate::reaper::Reaper;
+use charts::Chart;
 use rustix::process::{Pid, Signal};
 
 pub const SPLIT_OUTPUT_HEADER: &str = "x-daytona-split-output";
@@ -35,6 +44,19 @@ pub struct Ended {
     pub stdout: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifacts: Option<Artifacts>,
+}
+
+#[derive(Serialize)]
+pub struct Artifacts {
+    charts: Vec<Chart>,
+}
+
+impl Ended {
+    pub fn not_started(exit_code: i32, result: String) -> Ended {
+        Ended { exit_code, result, stdout: None, stderr: None, artifacts: None }
+    }
 }
 
 pub struct Run {
@@ -43,6 +65,8 @@ pub struct Run {
     pub input: Vec<u8>,
     pub output: Output,
     pub timeout: Option<Duration>,
+    /// Where a program tells of its charts: its end and ours.
+    pub charts: Option<(OwnedFd, pipe::Receiver)>,
 }
 
 /// Everything the program started in its session goes with the request: at the timeout, and when the caller has gone.
@@ -64,12 +88,18 @@ impl Drop for KillUnlessEnded<'_> {
 pub async fn run(launcher: &Launcher, run: Run) -> Result<Ended, ApiError> {
     let input = if run.input.is_empty() { Input::Empty } else { Input::Piped };
     let what = format!("{} in {}", run.launch.program.display(), run.launch.cwd.display());
-    let mut running = match launcher.start(run.launch, input, run.output) {
+    let (theirs, ours) = run.charts.unzip();
+    let started = launcher.start_with(
+        run.launch,
+        input,
+        run.output,
+        theirs.as_ref().map(|descriptor| descriptor.as_fd()),
+    );
+    // Or we would wait for ourselves to close it.
+    drop(theirs);
+    let mut running = match started {
         Ok(running) => running,
-        Err(error) => {
-            let result = format!("could not start {what}: {error}");
-            return Ok(Ended { exit_code: -1, result, stdout: None, stderr: None });
-        }
+        Err(error) => return Ok(Ended::not_started(-1, format!("could not start {what}: {error}"))),
     };
     let mut kill = KillUnlessEnded { reaper: &launcher.reaper, leader: running.pid, ended: false };
     let stdin = running.stdin.take();
@@ -80,7 +110,14 @@ pub async fn run(launcher: &Launcher, run: Run) -> Result<Ended, ApiError> {
         }
     };
     let stream = |pipe| Stream::new(pipe, running.exit.clone());
-    let collect = collect(running.stdout.take().map(stream), running.stderr.take().map(stream));
+    let drawn = async {
+        match ours.map(stream) {
+            Some(stream) => charts::read(stream).await,
+            None => Vec::new(),
+        }
+    };
+    let output = collect(running.stdout.take().map(stream), running.stderr.take().map(stream));
+    let collect = async { tokio::join!(output, drawn) };
     let mut exit = running.exit.clone();
     let whole = async {
         tokio::pin!(collect);
@@ -100,13 +137,14 @@ pub async fn run(launcher: &Launcher, run: Run) -> Result<Ended, ApiError> {
         })?,
     };
     kill.ended = true;
-    let [result, stdout, stderr] = collected;
+    let ([result, stdout, stderr], charts) = collected;
     let split = run.output == Output::Split;
     Ok(Ended {
         exit_code: exit.shell_code(),
         result: result.into_text(),
         stdout: split.then(|| stdout.into_text()),
         stderr: split.then(|| stderr.into_text()),
+        artifacts: (!charts.is_empty()).then_some(Artifacts { charts }),
     })
 }
 

@@ -1,15 +1,22 @@
 //! `POST /process/code-run`: source text on the standard input of its language's interpreter.
+//!
+//! A Python program that may draw runs below a wrapper which tells of its figures (see [`super::charts`]); nothing else is
+//! different for it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use rustix::pipe::{PipeFlags, pipe_with};
 use serde::Deserialize;
+use tokio::net::unix::pipe;
 
-use super::{Ended, Run, checked_envs, output_asked_for, run, timeout_of};
+use super::{Ended, Run, charts, checked_envs, output_asked_for, run, timeout_of};
+use crate::environment::Variables;
 use crate::errors::{ApiError, JsonBody};
 use crate::launch::Launch;
 use crate::programs::first_in_path;
@@ -43,19 +50,32 @@ pub async fn code_run(
 ) -> Result<Json<Ended>, ApiError> {
     let env = daemon.environment.with(&checked_envs(request.envs)?);
     let timeout = timeout_of(request.timeout)?;
-    // An empty program is a program; a newline keeps its input from being no input at all.
-    let mut input = request.code.into_bytes();
-    input.push(b'\n');
     let mut source = None;
     let candidates: &[&str] = match request.language {
         Language::Python => &["python3", "python"],
         Language::Javascript => &["node"],
         Language::Typescript => &["ts-node", "tsx", "bun"],
     };
-    let Some((name, program)) = first_in_path(&daemon, &env, candidates).await else {
-        let result = format!("none of {} is in the sandbox's PATH\n", candidates.join(", "));
-        return Ok(Json(Ended { exit_code: NOT_FOUND_CODE, result, stdout: None, stderr: None }));
+    let cwd = daemon.resolve("");
+    let looked_through = match request.language {
+        Language::Python | Language::Javascript => env.clone(),
+        Language::Typescript => with_own_tools(&env, &cwd),
     };
+    let Some((name, program)) = first_in_path(&daemon, &looked_through, candidates).await else {
+        let result = format!("none of {} is in the sandbox's PATH\n", candidates.join(", "));
+        return Ok(Json(Ended::not_started(NOT_FOUND_CODE, result)));
+    };
+    let mut charts = None;
+    let mut code = request.code;
+    if matches!(request.language, Language::Python) && charts::may_draw(&code) {
+        let (theirs, ours) =
+            charts_pipe().map_err(|error| ApiError::internal(format!("make a pipe: {error}")))?;
+        code = charts::wrapped(&code, theirs.as_raw_fd());
+        charts = Some((theirs, ours));
+    }
+    // An empty program is a program; a newline keeps its input from being no input at all.
+    let mut input = code.into_bytes();
+    input.push(b'\n');
     let mut args = match request.language {
         Language::Python => vec!["-u", "-"],
         Language::Javascript => vec!["-"],
@@ -71,9 +91,23 @@ pub async fn code_run(
         arg0: None,
         args: args.into_iter().map(str::to_owned).chain(request.argv.unwrap_or_default()).collect(),
         env,
-        cwd: daemon.resolve(""),
+        cwd,
     };
-    run(&daemon.launcher, Run { launch, input, output: output_asked_for(&headers), timeout }).await.map(Json)
+    run(&daemon.launcher, Run { launch, input, output: output_asked_for(&headers), timeout, charts })
+        .await
+        .map(Json)
+}
+
+/// A project's own tools come first, as `npx` has it.
+fn with_own_tools(env: &Variables, cwd: &Path) -> Variables {
+    let own = cwd.join("node_modules/.bin");
+    let path = env.get("PATH").map_or("", String::as_str);
+    [("PATH".to_owned(), format!("{}:{path}", own.display()))].into()
+}
+
+fn charts_pipe() -> std::io::Result<(OwnedFd, pipe::Receiver)> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((writer, pipe::Receiver::from_owned_fd(reader)?))
 }
 
 /// A source file for interpreters that take no standard input; it goes when the run is over.

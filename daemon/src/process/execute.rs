@@ -38,7 +38,6 @@ pub async fn execute(
         cwd: daemon.resolve(request.cwd.as_deref().unwrap_or_default()),
     };
     let timeout = timeout_of(request.timeout)?;
-    run(&daemon.launcher, Run { launch, input: Vec::new(), output: output_asked_for(&headers), timeout })
-        .await
-        .map(Json)
+    let output = output_asked_for(&headers);
+    run(&daemon.launcher, Run { launch, input: Vec::new(), output, timeout, charts: None }).await.map(Json)
 }

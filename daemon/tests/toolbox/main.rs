@@ -1,6 +1,7 @@
 //! Drives the real daemon over its real socket, as the node does. Needs root, as the daemon in a sandbox has it.
 
 mod channels;
+mod charts;
 mod files;
 mod git;
 mod identity;

@@ -281,6 +281,18 @@ impl Answer {
     }
 }
 
+/// Whether a test can go on; where everything must be tested, it must.
+pub async fn has(world: &World, what: &str, probe: &str) -> bool {
+    let ended = world.execute(probe).await;
+    if ended["exitCode"] == 0 {
+        return true;
+    }
+    let is_required = std::env::var("ATOLL_TESTS_REQUIRE_ALL").is_ok_and(|value| value == "1");
+    assert!(!is_required, "{what} is not installed: {ended}");
+    println!("skipped: {what} is not installed");
+    false
+}
+
 /// Asks again until it holds.
 pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let until = Instant::now() + DEADLINE;
