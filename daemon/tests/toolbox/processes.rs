@@ -93,6 +93,17 @@ async fn the_streams_come_apart_when_asked() {
 
     let ended = answer.expect(200).json();
     assert_eq!((&ended["stdout"], &ended["stderr"]), (&json!("out\n"), &json!("err\n")));
+    let mut both: Vec<_> = ended["result"].as_str().unwrap().lines().collect();
+    both.sort_unstable();
+    assert_eq!(both, ["err", "out"]);
+
+    let body = Body::from(json!({ "command": "seq 1 100000; seq 1 100000 >&2" }).to_string());
+    let answer =
+        world.call(Method::POST, "/process/execute", body, &[("X-Daytona-Split-Output", "true")]).await;
+    let ended = answer.expect(200).json();
+    let expected: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+    assert!(ended["stdout"] == expected && ended["stderr"] == expected);
+    assert_eq!(ended["result"].as_str().unwrap().len(), 2 * expected.len());
 }
 
 #[tokio::test]
@@ -298,4 +309,32 @@ pub fn status_kib(pid: i32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test]
+async fn typescript_runs_with_a_projects_own_ts_node() {
+    let world = World::new().await;
+    let modules = std::env::var("ATOLL_NODE_MODULES").unwrap_or_default();
+    if !std::path::Path::new(&modules).join(".bin/ts-node").exists() {
+        assert!(std::env::var("ATOLL_TESTS_REQUIRE_ALL").is_err(), "ATOLL_NODE_MODULES has no ts-node");
+        println!("skipped: ATOLL_NODE_MODULES has no ts-node");
+        return;
+    }
+    // As the user could have installed it.
+    std::os::unix::fs::symlink(&modules, world.home().join("node_modules")).unwrap();
+
+    let code = "interface Pair { a: number }\nconst pair: Pair = { a: 1 };\nimport * as os from 'os';\nconsole.log(pair.a, typeof os.hostname(), process.argv.slice(2), process.env.V); process.exit(3)";
+    let request =
+        json!({ "code": code, "language": "typescript", "argv": ["a b", "$(c)"], "envs": { "V": "v" } });
+    let ended = world.post("/process/code-run", request).await.expect(200).json();
+    assert_eq!(ended, json!({ "exitCode": 3, "result": "1 string [ 'a b', '$(c)' ] v\n" }));
+
+    let wrong = json!({ "code": "const n: number = 'text'", "language": "typescript" });
+    let wrong = world.post("/process/code-run", wrong).await.expect(200).json();
+    assert_eq!(wrong["exitCode"], 1);
+    assert!(wrong["result"].as_str().unwrap().contains("TS2322"), "{wrong}");
+    let slow = json!({ "code": "setInterval(() => {}, 1000)", "language": "typescript", "timeout": 3 });
+    world.post("/process/code-run", slow).await.expect_error(408, "PROCESS_EXECUTION_TIMEOUT");
+    let slow = json!({ "code": "setInterval(() => {}, 1000)", "language": "javascript", "timeout": 1 });
+    world.post("/process/code-run", slow).await.expect_error(408, "PROCESS_EXECUTION_TIMEOUT");
 }
