@@ -27,6 +27,13 @@ async fn the_sandbox_tells_about_itself() {
     for field in ["cpuCount", "memTotal", "memUsed", "diskTotal", "diskFree", "timestampUnix"] {
         assert!(metrics[field].as_u64().unwrap() > 0, "{field}: {metrics}");
     }
+    for field in ["memCache", "diskUsed"] {
+        assert!(metrics[field].is_u64(), "{field}: {metrics}");
+    }
+    assert!(
+        metrics["cpuUsedPct"].is_number() && metrics["timestamp"].as_str().unwrap().contains('T'),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -225,6 +232,36 @@ async fn later_processes_see_a_changed_environment() {
 
     assert_eq!(world.execute("echo [$NEW] [$FROM_CONFIG]").await["result"], "[1] []\n");
     world.post("/env", json!({ "set": { "A B": "1" } })).await.expect_error(400, "BAD_REQUEST");
+    let secrets = json!({ "set": { "S1": "secret-1", "S2": "secret-2", "NEW": null } });
+    world.post("/env", secrets).await.expect_error(400, "INVALID_REQUEST_BODY");
+    world.post("/env", json!({ "set": { "S1": "secret-1", "S2": "secret-2" } })).await.expect(200);
+    let reconciled = json!({ "set": { "S2": "secret-3" }, "unsetValuePrefix": "secret-" });
+    world.post("/env", reconciled).await.expect(200);
+    assert_eq!(world.execute("echo [$S1] [$S2] [$NEW]").await["result"], "[] [secret-3] [1]\n");
+    // Sessions and terminals that start from now on, too.
+    world.post("/process/session", json!({ "sessionId": "s" })).await.expect(201);
+    let exec = world.post("/process/session/s/exec", json!({ "command": "echo $S2" })).await.expect(200);
+    assert_eq!(exec.json()["output"], "secret-3\n");
+}
+
+#[tokio::test]
+async fn one_may_ask_for_a_single_port() {
+    let world = World::new().await;
+    let listener = async {
+        for port in 3000..=9999 {
+            if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
+                return listener;
+            }
+        }
+        panic!("no port from 3000 to 9999 is free");
+    };
+    let listener = listener.await;
+    let path = format!("/port/{}/in-use", listener.local_addr().unwrap().port());
+
+    assert_eq!(world.get(&path).await.expect(200).json(), json!({ "isInUse": true }));
+    drop(listener);
+    eventually("it is free", async || world.get(&path).await.json() == json!({ "isInUse": false })).await;
+    world.get("/port/2999/in-use").await.expect_error(400, "BAD_REQUEST");
 }
 
 #[tokio::test]

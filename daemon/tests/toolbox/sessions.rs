@@ -228,3 +228,56 @@ async fn deleting_a_session_ends_all_that_is_in_it() {
     world.get("/process/session/s").await.expect_error(404, "PROCESS_NOT_FOUND");
     world.post("/process/session", json!({ "sessionId": "s" })).await.expect(201);
 }
+
+#[tokio::test]
+async fn a_session_that_is_deleted_may_say_goodbye() {
+    let world = with_session().await;
+    let command = "python3 -c \"import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (open('bye', 'w').close(), sys.exit())); open('up', 'w').close(); time.sleep(300)\"";
+    exec_async(&world, command).await;
+    eventually("it runs", async || world.home().join("up").exists()).await;
+
+    world.delete("/process/session/s").await.expect(204);
+
+    assert!(world.home().join("bye").exists());
+}
+
+#[tokio::test]
+async fn no_command_needs_the_client_that_sent_it() {
+    use tokio::io::AsyncWriteExt;
+    let world = with_session().await;
+    for (number, run_async) in [(1, true), (2, false)] {
+        let body =
+            json!({ "command": format!("sleep 0.2; touch done{number}"), "runAsync": run_async }).to_string();
+        let mut stream = world.connect().await;
+        let head = format!(
+            "POST /process/session/s/exec HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        eventually("it is queued", async || {
+            world.get("/process/session/s").await.json()["commands"].as_array().unwrap().len() == number
+        })
+        .await;
+        drop(stream);
+    }
+
+    for number in [1, 2] {
+        let file = world.home().join(format!("done{number}"));
+        eventually("it ran to its end", async || file.exists()).await;
+    }
+}
+
+#[tokio::test]
+async fn the_entrypoints_log_can_be_followed_to_its_end() {
+    let entrypoint = ["sh", "-c", "echo up; echo oh >&2; exit 3"].map(str::to_owned).into();
+    let world = World::with(Setup { entrypoint, ..Setup::default() }).await;
+
+    let (log, code) =
+        follow(world.websocket("/process/session/entrypoint/logs?follow=true", "").await.0).await;
+
+    assert_eq!(code, CloseCode::Normal);
+    let log = String::from_utf8(log).unwrap();
+    assert!(log.contains("\x01\x01\x01up\n") && log.contains("\x02\x02\x02oh\n"), "{log:?}");
+    let session = world.get("/process/session/entrypoint").await.expect(200).json();
+    assert_eq!(session["commands"][0]["exitCode"], 3);
+}

@@ -196,3 +196,37 @@ async fn a_client_that_reads_nothing_is_let_go_and_others_stay() {
     assert_eq!(u16::from(seen.close.unwrap().code), 1008);
     eventually("the terminal is alive", async || world.get("/process/pty/t").await.status == 200).await;
 }
+
+#[tokio::test]
+async fn the_end_of_a_terminal_is_told_in_the_protocols_words() {
+    let world = World::new().await;
+    for (typed, code, exit) in [
+        ("exit\n", 1000, json!({ "exitCode": 0 })),
+        ("exit 3\n", 1011, json!({ "exitCode": 3, "exitReason": "non-zero exit" })),
+        ("exit 130\n", 1011, json!({ "exitCode": 130, "exitReason": "Ctrl+C" })),
+        ("exec sh -c 'kill -TERM $$'\n", 1011, json!({ "exitCode": 143, "exitReason": "SIGTERM" })),
+        ("exec sh -c 'kill -KILL $$'\n", 1011, json!({ "exitCode": 137, "exitReason": "SIGKILL" })),
+        ("exec sh -c 'kill -USR1 $$'\n", 1011, json!({ "exitCode": 138, "exitReason": "signal 10" })),
+    ] {
+        let mut capable = connected(&world, "/process/pty/create-connect?id=t", CAPABLE).await;
+        let mut plain = connected(&world, "/process/pty/t/connect", "X-Daytona-SDK-Version~0.226.1").await;
+        capable.send(Message::Text(typed.into())).await.unwrap();
+
+        let (of_capable, of_plain) =
+            (watch(&mut capable, |_| false).await, watch(&mut plain, |_| false).await);
+
+        assert_eq!(close_of(&of_capable), (code, exit.clone()), "{typed}");
+        assert_eq!(close_of(&of_plain), (code, exit.clone()), "{typed}");
+        let control = &of_capable.controls[0];
+        assert_eq!(
+            (&control["status"], &control["exitCode"]),
+            (&json!("exited"), &exit["exitCode"]),
+            "{typed}"
+        );
+        assert!(of_plain.controls.is_empty(), "{typed}");
+        world
+            .post("/process/pty/t/resize", json!({ "cols": 9, "rows": 9 }))
+            .await
+            .expect_error(404, "PROCESS_NOT_FOUND");
+    }
+}
