@@ -1,17 +1,21 @@
 //! Finds text in files, and files by name.
 
-use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Instant;
 
+use memchr::memmem::Finder;
 use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::glob::Glob;
-use super::walk::{Ended, Visit, walk};
+use super::walk::{Ended, Visit, WALK_DEADLINE, walk};
 
 const MATCHES_MAX: usize = 10_000;
+/// Of all matches together; a few lines of a minified file are as much as thousands of others.
+const MATCHED_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A longer line is searched and shown only this far.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 /// A file with a zero byte this early is binary.
@@ -29,50 +33,72 @@ pub struct Match {
 
 /// Lines that contain `pattern`, in text files at or below `root`.
 pub fn find_text(root: &Path, pattern: &str) -> (Vec<Match>, Ended) {
-    let mut matches = Vec::new();
+    let mut search = Search {
+        finder: Finder::new(pattern),
+        matches: Vec::new(),
+        matched_bytes: 0,
+        deadline: Instant::now() + WALK_DEADLINE,
+    };
     let ended = walk(root, None, |path, metadata| {
         if metadata.is_file() {
             // A file that can't be read has no lines for this user.
-            let _ = find_in_file(path, pattern.as_bytes(), &mut matches);
+            let _ = search.look_into(path);
         }
-        if matches.len() < MATCHES_MAX { Visit::Continue } else { Visit::Enough }
+        if search.has_enough() { Visit::Enough } else { Visit::Continue }
     });
-    (matches, ended)
+    (search.matches, ended)
 }
 
-fn find_in_file(path: &Path, pattern: &[u8], matches: &mut Vec<Match>) -> std::io::Result<()> {
-    // Not blocking: it may have become a FIFO since it was looked at.
-    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Ok(());
+struct Search<'a> {
+    finder: Finder<'a>,
+    matches: Vec<Match>,
+    matched_bytes: usize,
+    deadline: Instant,
+}
+
+impl Search<'_> {
+    fn has_enough(&self) -> bool {
+        self.matches.len() >= MATCHES_MAX
+            || self.matched_bytes >= MATCHED_BYTES_MAX
+            || Instant::now() > self.deadline
     }
-    let mut reader = BufReader::with_capacity(PROBE_BYTES, file.take(FILE_BYTES_MAX));
-    if reader.fill_buf()?.contains(&0) {
-        return Ok(());
-    }
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        if (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
-            break;
+
+    fn look_into(&mut self, path: &Path) -> io::Result<()> {
+        // Not blocking: it may have become a FIFO since it was looked at.
+        let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        if !file.metadata()?.is_file() || is_binary(&file)? {
+            return Ok(());
         }
-        if line.len() as u64 == LINE_BYTES_MAX && line.last() != Some(&b'\n') {
-            reader.skip_until(b'\n')?;
-        }
-        if contains(&line, pattern) {
-            let content = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
-            matches.push(Match { file: path.to_string_lossy().into_owned(), line: number, content });
-            if matches.len() >= MATCHES_MAX {
+        let mut reader = BufReader::with_capacity(PROBE_BYTES, file.take(FILE_BYTES_MAX));
+        let mut line = Vec::new();
+        for number in 1.. {
+            line.clear();
+            if (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+                break;
+            }
+            if line.len() as u64 == LINE_BYTES_MAX && line.last() != Some(&b'\n') {
+                reader.skip_until(b'\n')?;
+            }
+            if self.finder.find(&line).is_some() {
+                let content = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
+                let found = Match { file: path.to_string_lossy().into_owned(), line: number, content };
+                self.matched_bytes += found.file.len() + found.content.len();
+                self.matches.push(found);
+            }
+            if self.has_enough() {
                 break;
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
-fn contains(line: &[u8], pattern: &[u8]) -> bool {
-    pattern.is_empty() || line.windows(pattern.len()).any(|window| window == pattern)
+/// Looks at the beginning, and leaves the file's position where it is.
+pub fn is_binary(file: &File) -> io::Result<bool> {
+    let mut probe = [0; PROBE_BYTES];
+    let read = file.read_at(&mut probe, 0)?;
+    Ok(probe[..read].contains(&0))
 }
 
 /// Paths below `root` whose last name matches.

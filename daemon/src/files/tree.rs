@@ -4,10 +4,13 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, fstat, openat, renameat_with, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, Timespec, Timestamps, fstat, openat, renameat_with,
+    unlinkat, utimensat,
+};
 use rustix::io::Errno;
 
 /// With its parents, which get the usual mode; an existing folder is fine. The mode is exact, whatever the umask.
@@ -23,7 +26,7 @@ pub fn make_folder(path: &Path, mode: u32) -> io::Result<()> {
 }
 
 /// Never over something that exists. Across file systems (and for a folder of a lower image layer, which can't be renamed) it is
-/// a copy and a removal; a copy that fails leaves the source and no destination.
+/// a copy, which keeps modes and times, and a removal; a copy that fails leaves the source and no destination.
 pub fn move_to(source: &Path, destination: &Path) -> io::Result<()> {
     match renameat_with(CWD, source, CWD, destination, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
@@ -52,16 +55,17 @@ fn copy_and_remove(source: &Path, destination: &Path) -> io::Result<()> {
 /// What is left of a copy. A list and not a recursion, as a tree may be deeper than a thread's stack.
 enum Step {
     Copy(PathBuf, PathBuf),
-    /// Of a folder, once all in it is copied: it may forbid writing.
-    SetPermissions(PathBuf, fs::Permissions),
+    /// Of a folder, once all in it is copied: that changes its time, and its mode may forbid writing.
+    Finish(PathBuf, fs::Metadata),
 }
 
 fn copy(source: &Path, destination: &Path) -> io::Result<()> {
     let mut steps = vec![Step::Copy(source.to_owned(), destination.to_owned())];
     while let Some(step) = steps.pop() {
         let (source, destination) = match step {
-            Step::SetPermissions(folder, permissions) => {
-                fs::set_permissions(folder, permissions)?;
+            Step::Finish(folder, metadata) => {
+                keep_time(&metadata, &folder)?;
+                fs::set_permissions(folder, metadata.permissions())?;
                 continue;
             }
             Step::Copy(source, destination) => (source, destination),
@@ -70,10 +74,11 @@ fn copy(source: &Path, destination: &Path) -> io::Result<()> {
         if metadata.is_symlink() {
             symlink(fs::read_link(source)?, destination)?;
         } else if metadata.is_file() {
-            fs::copy(source, destination)?;
+            fs::copy(source, &destination)?;
+            keep_time(&metadata, &destination)?;
         } else if metadata.is_dir() {
             fs::create_dir(&destination)?;
-            steps.push(Step::SetPermissions(destination.clone(), metadata.permissions()));
+            steps.push(Step::Finish(destination.clone(), metadata));
             for entry in fs::read_dir(source)? {
                 let entry = entry?;
                 steps.push(Step::Copy(entry.path(), destination.join(entry.file_name())));
@@ -83,6 +88,16 @@ fn copy(source: &Path, destination: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Of an owner's own file, which a copy is. By path, as the file may not be open for writing.
+fn keep_time(of: &fs::Metadata, destination: &Path) -> io::Result<()> {
+    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let times = Timestamps {
+        last_access: time(of.atime(), of.atime_nsec()),
+        last_modification: time(of.mtime(), of.mtime_nsec()),
+    };
+    Ok(utimensat(CWD, destination, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,12 +187,14 @@ mod tests {
         make_folder(&source.join("sub"), 0o500).unwrap();
         fs::write(source.join("f"), "x").unwrap();
         symlink("f", source.join("l")).unwrap();
+        let modified = fs::metadata(source.join("f")).unwrap().modified().unwrap();
 
         copy_and_remove(&source, &destination).unwrap();
 
         assert!(!exists(&source));
         assert_eq!(fs::read_to_string(destination.join("l")).unwrap(), "x");
         assert!(fs::symlink_metadata(destination.join("l")).unwrap().is_symlink());
+        assert_eq!(fs::metadata(destination.join("f")).unwrap().modified().unwrap(), modified);
         assert_eq!(fs::metadata(destination.join("sub")).unwrap().permissions().mode() & 0o777, 0o500);
     }
 

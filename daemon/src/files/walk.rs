@@ -1,5 +1,6 @@
 //! Walks a tree without following symlinks, within a number of entries and a time.
 
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -44,10 +45,12 @@ pub fn walk(
     let depth_max = depth_max.unwrap_or(DEPTH_MAX).min(DEPTH_MAX);
     while let Some((dir, depth)) = waiting.pop() {
         let Ok(entries) = std::fs::read_dir(&dir) else { continue };
-        let mut entries: Vec<PathBuf> = entries.flatten().take(left).map(|entry| entry.path()).collect();
-        entries.sort_unstable();
+        // Names, not paths: a folder may have very many.
+        let mut names: Vec<OsString> = entries.flatten().take(left).map(|entry| entry.file_name()).collect();
+        names.sort_unstable();
         let mut folders = Vec::new();
-        for path in entries {
+        for name in names {
+            let path = dir.join(name);
             left -= 1;
             if left == 0 || Instant::now() > deadline {
                 return Ended::Cut;

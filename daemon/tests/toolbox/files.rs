@@ -327,3 +327,76 @@ async fn what_is_no_plain_file_holds_nothing_up() {
     assert_eq!(found.as_array().unwrap().len(), 1);
     assert!(world.get("/files/download?path=/proc/version").await.expect(200).text().starts_with("Linux"));
 }
+
+#[tokio::test]
+async fn a_large_tree_is_searched_in_little_memory_and_time() {
+    let world = World::new().await;
+    // 20,000 files in 200 folders, loops of symlinks, binaries and a folder that nobody may read.
+    let script = "python3 -c '
+import os
+for d in range(200):
+    os.makedirs(f\"t/{d}\")
+    os.symlink(\"../..\", f\"t/{d}/loop\")
+    for f in range(100):
+        with open(f\"t/{d}/{f}.txt\", \"w\") as file: file.write(\"filler\\n\" * 20 + (\"needle\\n\" if f == 7 else \"\"))
+    with open(f\"t/{d}/binary\", \"wb\") as file: file.write(b\"\\0needle\\n\")
+os.makedirs(\"t/closed\", 0)
+'";
+    assert_eq!(world.execute(script).await["exitCode"], 0);
+    let before = crate::processes::status_kib(world.pid(), "VmRSS");
+    let begin = std::time::Instant::now();
+
+    let found = world.get("/files/find?path=t&pattern=needle").await.expect(200);
+    let named = world.get("/files/search?path=t&pattern=7.txt").await.expect(200);
+    let files: Vec<_> = found.json().as_array().unwrap().iter().map(|found| found["file"].clone()).collect();
+    let request = json!({ "files": files, "pattern": "needle", "newValue": "pin" });
+    let replaced = world.post("/files/replace", request).await.expect(200).json();
+
+    assert_eq!((found.json().as_array().unwrap().len(), found.headers.get("x-atoll-truncated")), (200, None));
+    assert!(found.json().as_array().unwrap().iter().all(|found| found["line"] == 21));
+    assert_eq!(named.json()["files"].as_array().unwrap().len(), 200);
+    assert!(replaced.as_array().unwrap().iter().all(|replaced| replaced["success"] == true));
+    assert_eq!(world.get("/files/find?path=t&pattern=needle").await.expect(200).json(), json!([]));
+    assert_eq!(
+        world.get("/files?path=t&depth=2").await.expect(200).json().as_array().unwrap().len(),
+        201 + 200 * 102
+    );
+    assert!(begin.elapsed() < crate::world::DEADLINE, "{:?}", begin.elapsed());
+    let peak = crate::processes::status_kib(world.pid(), "VmHWM");
+    assert!(peak < before + 60 * 1024, "from {before} KiB to {peak} KiB");
+    // Too many matches are cut, and that is said.
+    let many = world.get("/files/find?path=t&pattern=filler").await.expect(200);
+    assert_eq!(
+        (many.json().as_array().unwrap().len(), &many.headers["x-atoll-truncated"]),
+        (10_000, &"true".parse().unwrap())
+    );
+}
+
+#[tokio::test]
+async fn a_folder_that_becomes_a_link_meanwhile_leads_nowhere() {
+    let world = World::new().await;
+    let kept = world.dir.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    std::fs::write(kept.join("f"), "root's").unwrap();
+    std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let swap = format!(
+        "mkdir real; (while [ ! -e stop ]; do rm -rf x; ln -s {} x; rm x; cp -r real x; done) >/dev/null 2>&1 & echo",
+        kept.display()
+    );
+    world.post("/process/session", json!({ "sessionId": "s" })).await.expect(201);
+    world.post("/process/session/s/exec", json!({ "command": swap })).await.expect(200);
+
+    for _ in 0..200 {
+        upload(&world, "x/f", "the user's").await;
+        world.delete("/files?path=x/f").await;
+        let replace = json!({ "files": ["x/f"], "pattern": "root", "newValue": "user" });
+        world.post("/files/replace", replace).await.expect(200);
+        world.call(Method::POST, "/files/permissions?path=x/f&mode=0666", Body::empty(), &[]).await;
+    }
+
+    std::fs::write(world.home().join("stop"), "").unwrap();
+    let metadata = std::fs::metadata(kept.join("f")).unwrap();
+    assert_eq!(std::fs::read_to_string(kept.join("f")).unwrap(), "root's");
+    assert_eq!((metadata.uid(), metadata.mode() & 0o777), (0, 0o644));
+    assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 1);
+}
