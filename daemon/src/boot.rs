@@ -1,11 +1,12 @@
 //! From arguments to serving, in the order things start; SIGTERM undoes it upwards.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use atoll_api::access::WEB_TERMINAL_PORT;
 use atoll_api::daemon::{CONFIG_PATH, DaemonConfig, HELLO_SOCKET_PATH, Hello, Identity};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -21,9 +22,9 @@ use crate::identity::Rooms;
 use crate::launch::Launcher;
 use crate::reaper::Reaper;
 use crate::routes::Daemon;
-use crate::{gate, info, inherited, polled, processes, shells};
+use crate::{gate, info, inherited, polled, processes, shells, web_terminal};
 
-const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2280);
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2280);
 /// Root's, and the user's shells may pass through it: see `session`.
 const STATE_DIR: &str = "/run/atoll-daemon";
 /// Between SIGTERM to everyone and SIGKILL to who is left. Shorter than any engine's own grace.
@@ -171,6 +172,8 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
     let listener =
         TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
     daemon.listening_on(listener.local_addr().context("read the listening address")?.port());
+    // Before any program of the user's could take its place.
+    let web_terminal = listen_for_web_terminal(options.listen.ip(), &daemon).await;
     if !config.entrypoint.is_empty() {
         daemon.start_entrypoint(&config.entrypoint).await;
     }
@@ -182,15 +185,24 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
     tracing::info!(sandbox_id = config.sandbox_id, listen = %listener.local_addr()?, "serving");
 
     let identity = Identity { user: config.user.clone(), env: config.env.clone() };
-    let rooms = Rooms::new(daemon.clone(), identity);
+    let rooms = Arc::new(Rooms::new(daemon.clone(), identity));
+    let terminal_served = async {
+        match web_terminal {
+            Some(listener) => web_terminal::serve(listener, rooms.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
     let served = async {
         // The port queues connections from the moment it is bound; hello may overtake the accept loop, but never the port.
-        let (_, never) =
-            tokio::join!(say_hello(&options.hello, &hello), gate::serve(listener, &config.secret, rooms));
+        let (_, never) = tokio::join!(
+            say_hello(&options.hello, &hello),
+            gate::serve(listener, &config.secret, rooms.clone())
+        );
         match never {}
     };
     tokio::select! {
         () = served => {}
+        never = terminal_served => match never {},
         ended = &mut reaping => ended.context("reaper")?.context("wait for children")?,
         signal = asked_to_stop(&signals) => tracing::info!(signal, "stopping"),
     }
@@ -202,6 +214,21 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
 /// Whoever starts this process puts it into the folder that the image names; the root folder stands for none.
 fn work_dir_of_image() -> Option<PathBuf> {
     std::env::current_dir().ok().filter(|dir| dir.parent().is_some())
+}
+
+/// A sandbox without it is a sandbox all the same.
+async fn listen_for_web_terminal(ip: IpAddr, daemon: &Daemon) -> Option<TcpListener> {
+    let address = SocketAddr::new(ip, WEB_TERMINAL_PORT);
+    match TcpListener::bind(address).await {
+        Ok(listener) => {
+            daemon.web_terminal_on(WEB_TERMINAL_PORT);
+            Some(listener)
+        }
+        Err(error) => {
+            tracing::warn!(%error, %address, "no web terminal");
+            None
+        }
+    }
 }
 
 fn read_config(options: &Options) -> Result<DaemonConfig> {

@@ -31,8 +31,7 @@ const READ_BUFFER_BYTES_MAX: usize = 64 * 1024;
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
 
 /// Serves until dropped.
-pub async fn serve(listener: TcpListener, secret: &str, rooms: Rooms) -> Infallible {
-    let rooms = Arc::new(rooms);
+pub async fn serve(listener: TcpListener, secret: &str, rooms: Arc<Rooms>) -> Infallible {
     let expected = Arc::new(Preambles::new(secret));
     let mut greeting: JoinSet<Option<(TcpStream, Room)>> = JoinSet::new();
     let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();

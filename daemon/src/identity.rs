@@ -40,6 +40,11 @@ impl Rooms {
         Rooms { toolbox, owner }
     }
 
+    /// As it is for whom the sandbox is now.
+    pub fn daemon(&self) -> Arc<Daemon> {
+        self.toolbox.lock().unwrap_or_else(PoisonError::into_inner).daemon.clone()
+    }
+
     /// Asked for each request: a connection that stays open does not keep the identity of its beginning.
     pub fn router(&self, room: Room) -> Router {
         match room {

@@ -35,6 +35,7 @@ mod process;
 mod proxy;
 mod pty;
 mod session;
+mod web_terminal;
 
 use std::process::ExitCode;
 

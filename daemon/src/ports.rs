@@ -16,7 +16,9 @@ const LISTEN: &str = "0A";
 
 pub async fn list(State(daemon): State<Arc<Daemon>>) -> Json<Value> {
     let mut ports = listening();
+    // Ours are not programs of the user's.
     ports.remove(&daemon.own_port());
+    ports.remove(&daemon.web_terminal_port());
     Json(json!({ "ports": ports }))
 }
 

@@ -21,6 +21,20 @@ pub fn of_session(leader: Pid) -> Vec<Pid> {
         .collect()
 }
 
+/// Whether any process has this uid, in whichever of its four.
+pub fn has_process_of(uid: u32) -> bool {
+    std::fs::read_dir("/proc").into_iter().flatten().flatten().any(|entry| {
+        let is_process = entry.file_name().to_str().is_some_and(|name| name.parse::<i32>().is_ok());
+        is_process
+            && std::fs::read_to_string(entry.path().join("status")).is_ok_and(|status| is_of(&status, uid))
+    })
+}
+
+fn is_of(status: &str, uid: u32) -> bool {
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    uids.split_ascii_whitespace().any(|text| text.parse() == Ok(uid))
+}
+
 /// Living processes below this one. As the daemon adopts every orphan, these are all processes of the sandbox, except what an
 /// engine put beside it from outside.
 pub fn descendants() -> Vec<Pid> {
@@ -74,6 +88,14 @@ mod tests {
         let entry = parse_stat("12 (a) S 1 1 1 (b) R 7 8 9 0 -1").unwrap();
 
         assert_eq!(entry, Entry { pid: 12, state: b'R', parent: 7, session: 9 });
+    }
+
+    #[test]
+    fn each_of_the_four_uids_counts() {
+        let status = "Name:\tUid: 7\nUid:\t0\t0\t1000\t0\n";
+
+        assert!(is_of(status, 1000) && is_of(status, 0));
+        assert!(!is_of(status, 7) && !is_of("", 0));
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub struct Daemon {
     image_work_dir: Option<PathBuf>,
     accounts_dir: PathBuf,
     own_port: AtomicU16,
+    web_terminal_port: AtomicU16,
 }
 
 impl Daemon {
@@ -74,6 +75,7 @@ impl Daemon {
             image_work_dir,
             accounts_dir,
             own_port: AtomicU16::new(own_port),
+            web_terminal_port: AtomicU16::new(0),
         })
     }
 
@@ -102,6 +104,7 @@ impl Daemon {
             image_work_dir: self.image_work_dir.clone(),
             accounts_dir: self.accounts_dir.clone(),
             own_port: AtomicU16::new(self.own_port()),
+            web_terminal_port: AtomicU16::new(self.web_terminal_port()),
         })
     }
 
@@ -112,6 +115,15 @@ impl Daemon {
 
     pub fn own_port(&self) -> u16 {
         self.own_port.load(Ordering::Relaxed)
+    }
+
+    pub fn web_terminal_on(&self, port: u16) {
+        self.web_terminal_port.store(port, Ordering::Relaxed);
+    }
+
+    /// 0 when there is none.
+    pub fn web_terminal_port(&self) -> u16 {
+        self.web_terminal_port.load(Ordering::Relaxed)
     }
 
     /// Absolute paths stay; others are below the working directory; the empty one is that.

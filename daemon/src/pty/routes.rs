@@ -91,6 +91,13 @@ pub async fn create(
     Ok((StatusCode::CREATED, Json(json!({ "sessionId": terminal.id }))))
 }
 
+/// A terminal of nothing but defaults.
+pub fn create_default(daemon: &Daemon, id: String) -> Result<Arc<Terminal>, ApiError> {
+    let request =
+        CreateRequest { id: Some(id), cwd: None, envs: None, cols: None, rows: None, lazy_start: None };
+    create_terminal(daemon, request)
+}
+
 fn create_terminal(daemon: &Daemon, request: CreateRequest) -> Result<Arc<Terminal>, ApiError> {
     let default = Size::DEFAULT;
     let (cols, rows) =

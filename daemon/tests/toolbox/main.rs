@@ -10,4 +10,5 @@ mod processes;
 mod protection;
 mod sessions;
 mod terminals;
+mod web_terminal;
 mod world;

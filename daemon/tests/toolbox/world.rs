@@ -131,6 +131,16 @@ impl World {
         &self.secret
     }
 
+    pub fn web_terminal(&self) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), atoll_api::access::WEB_TERMINAL_PORT)
+    }
+
+    pub async fn web_page(&self, path: &str) -> Answer {
+        let stream = TcpStream::connect(self.web_terminal()).await.unwrap();
+        let request = Request::builder().uri(path).header("host", "sandbox").body(Body::empty()).unwrap();
+        self.send_on(stream, request).await
+    }
+
     /// Without the preamble.
     pub async fn stranger(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
