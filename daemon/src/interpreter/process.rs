@@ -224,10 +224,7 @@ impl Process {
                         reaper.signal_group(*leader, Signal::INT);
                         deadline = Instant::now() + INTERRUPT_GRACE;
                     }
-                    Some(Stop::TimedOut) => {
-                        waiting.push_back(Frame::Control { text: Control::Interrupted });
-                        break Left::Dead(End::TimedOutAndKilled);
-                    }
+                    Some(Stop::TimedOut) => break Left::Dead(End::TimedOutAndKilled),
                     Some(Stop::NobodyListens) => break Left::Dead(End::Done),
                 },
                 () = asked_to_close(closing) => return Left::Dead(End::Deleted),
@@ -237,6 +234,14 @@ impl Process {
                 Some(Stop::TimedOut) => waiting.truncate(LATE_FRAMES_MAX),
                 Some(Stop::NobodyListens) => waiting.clear(),
             }
+        };
+        // Code may leave its end to the signal's own way.
+        let left = match (left, stop) {
+            (Left::Dead(_), Some(Stop::TimedOut)) => {
+                waiting.push_back(Frame::Control { text: Control::Interrupted });
+                Left::Dead(End::TimedOutAndKilled)
+            }
+            (left, _) => left,
         };
         let handed_over = async {
             for frame in waiting {

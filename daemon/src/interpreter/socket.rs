@@ -53,7 +53,7 @@ impl From<End> for Close {
             End::Done => Close::new(close_code::NORMAL, ""),
             End::TimedOut => Close::new(TIMED_OUT, "execution timed out and was interrupted"),
             End::TimedOutAndKilled => {
-                let reason = "execution timed out; it ignored the interruption and was killed, the context's variables are lost";
+                let reason = "execution timed out and the interpreter was ended with it; the context's variables are lost";
                 Close::new(TIMED_OUT, reason)
             }
             End::Died(reason) => Close::new(close_code::ERROR, reason),

@@ -321,14 +321,15 @@ async fn too_many_waiting_runs_are_refused() {
 #[tokio::test]
 async fn a_timeout_interrupts_and_the_context_goes_on() {
     let world = World::new().await;
+    stdout(&world, "pass").await;
 
     for code in ["kept = 1\nwhile True: pass", "import time; time.sleep(300)"] {
-        let ran = run_with(&world, json!({ "code": code, "timeout": 0.5 })).await;
+        let ran = run_with(&world, json!({ "code": code, "timeout": 1 })).await;
         assert_eq!((ran.code, &ran.error["name"]), (4008, &json!("KeyboardInterrupt")), "{code}: {ran:?}");
         assert_eq!(ran.controls, ["interrupted"]);
     }
     // Its child is what the interruption ends, and the code is told of that.
-    let shell = json!({ "code": "import os; print(os.system('exec sleep 300') & 127)", "timeout": 0.5 });
+    let shell = json!({ "code": "import os; print(os.system('exec sleep 300') & 127)", "timeout": 1 });
     let ran = run_with(&world, shell).await;
     assert_eq!((ran.code, ran.stdout.as_str()), (4008, "2\n"));
 
@@ -338,6 +339,7 @@ async fn a_timeout_interrupts_and_the_context_goes_on() {
 #[tokio::test]
 async fn who_ignores_the_interruption_is_killed_and_starts_anew() {
     let world = World::new().await;
+    stdout(&world, "pass").await;
     let code = "import os, signal, subprocess, time
 child = subprocess.Popen(['sleep', '300'])
 kept = 1; print(child.pid, flush=True)
@@ -345,13 +347,18 @@ while True:
     try: time.sleep(300)
     except BaseException: pass";
 
-    let ran = run_with(&world, json!({ "code": code, "timeout": 0.5 })).await;
+    let ran = run_with(&world, json!({ "code": code, "timeout": 1 })).await;
 
     assert_eq!((ran.code, ran.controls), (4008, vec!["interrupted".to_owned()]));
     assert!(ran.reason.contains("variables are lost"), "{}", ran.reason);
     let child = format!("/proc/{}", ran.stdout.trim());
     eventually("its child is gone", async || !std::path::Path::new(&child).exists()).await;
     assert_eq!(run(&world, "print(kept)").await.error["name"], "NameError");
+
+    let default = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\nwhile True: pass";
+    let ran = run_with(&world, json!({ "code": default, "timeout": 1 })).await;
+    assert_eq!((ran.code, ran.controls), (4008, vec!["interrupted".to_owned()]));
+    assert!(ran.reason.contains("variables are lost"), "{}", ran.reason);
 }
 
 #[tokio::test]
