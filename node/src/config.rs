@@ -1,5 +1,6 @@
 //! A node's configuration: read once, checked once, passed on as values.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,9 @@ pub struct RuntimeConfig {
     /// Folders with OCI layouts that images may come from beside the node's own store. They are only read, by the node's
     /// user. Default: where `deploy/base/build.sh` leaves the base snapshot when root runs it.
     pub seeds: Vec<PathBuf>,
+    /// Hosts of registries, without ports, that may be at addresses which are not public; `*` stands for all. Whoever may
+    /// name an image can have this node ask them. Default: none.
+    pub private_registries: BTreeSet<String>,
     /// What the store of image blobs may take, in GiB. Above it, images that nothing needs and that can be had again go,
     /// least recently used first; what is needed stays, however much it is. Default: a quarter of the disk where
     /// `data_dir` is.
@@ -182,6 +186,7 @@ impl Default for RuntimeConfig {
             state_dir: None,
             layers_dir: None,
             seeds: vec![base_layout(Path::new(CACHE_DIR))],
+            private_registries: BTreeSet::new(),
             store_budget_gib: None,
             node_user: None,
             network: "10.88.0.0/16".into(),

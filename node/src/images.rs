@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use atoll_runner::build::{BuildLimits, Builds, SandboxBuildConfig, SandboxBuildHost};
-use atoll_runner::store::{Registries, Store, StoreConfig};
+use atoll_runner::store::{Reach, Registries, Store, StoreConfig};
 use atoll_runner::{EngineImages, ImageSource, RunnerHandle, Runtime};
 use bytes::Bytes;
 use tracing::{info, warn};
@@ -16,7 +16,13 @@ use crate::runtimes;
 pub fn open_store(config: &Config) -> Result<Store> {
     let dir = config.layout().store_dir();
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let store = StoreConfig { dir, seeds: config.runtime.seeds.clone(), registries: Registries::default() };
+    let private = &config.runtime.private_registries;
+    let reach = match private.contains("*") {
+        true => Reach::Anywhere,
+        false => Reach::PublicBut(private.clone()),
+    };
+    let registries = Registries { reach, ..Registries::default() };
+    let store = StoreConfig { dir, seeds: config.runtime.seeds.clone(), registries };
     Store::open(store).context("open the store of images")
 }
 

@@ -21,6 +21,7 @@ mod layout;
 mod manifest;
 mod names;
 mod naming;
+mod reach;
 mod reference;
 mod registry;
 
@@ -34,6 +35,7 @@ pub use error::StoreError;
 pub use fetch::{PeerBlob, Peers, Progress, Pulled, Store, StoreConfig};
 pub use manifest::{Descriptor, Kind as ManifestKind, Manifest, Parsed};
 pub use names::{Named, Origin};
+pub use reach::Reach;
 pub use reference::{LOCAL_HOST, Reference, Version};
 
 /// No manifest is larger; registries have the same bound.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use super::reach::Reach;
+
 /// Whose right is used to ask a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
@@ -37,6 +39,7 @@ pub struct Registries {
     pub credentials: BTreeMap<String, Credentials>,
     /// Hosts that are asked over plain HTTP. This machine's own loopback always is.
     pub insecure: BTreeSet<String>,
+    pub reach: Reach,
 }
 
 impl Registries {

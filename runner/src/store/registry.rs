@@ -18,6 +18,7 @@ use super::access::{Credentials, Identity, KnownCredentials, Registries};
 use super::blobs::BlobWriter;
 use super::fetch::Progress;
 use super::manifest::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use super::reach::{Reach, Resolver};
 use super::reference::{Reference, Version};
 use super::{MANIFEST_BYTES_MAX, StoreError};
 use crate::image::Digest;
@@ -74,7 +75,9 @@ impl RegistryClient {
         let redirects = reqwest::redirect::Policy::custom(move |attempt| {
             let host = host_of(attempt.url());
             let was_tls = attempt.previous().iter().any(|url| url.scheme() == "https");
-            if attempt.previous().len() > REDIRECTS_MAX {
+            if !insecure.reach.permits_host(&host) {
+                attempt.error(insecure.reach.refusal(&host))
+            } else if attempt.previous().len() > REDIRECTS_MAX {
                 attempt.error("too many redirections")
             } else if attempt.url().scheme() != "https" && (was_tls || !insecure.is_insecure(&host)) {
                 attempt.error("a redirection away from TLS")
@@ -87,6 +90,7 @@ impl RegistryClient {
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(SILENCE_MAX)
             .redirect(redirects)
+            .dns_resolver(Arc::new(Resolver(Arc::new(registries.reach.clone()))))
             .build()
             .map_err(|error| StoreError::Unreachable(format!("cannot set up TLS: {error}")))?;
         Ok(RegistryClient { http, registries, known: OnceLock::new(), tokens: Mutex::default() })
@@ -251,6 +255,9 @@ impl RegistryClient {
         credentials: Option<Credentials>,
         request: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
     ) -> Result<Response, StoreError> {
+        if !self.registries.reach.permits_host(&place.host) {
+            return Err(place.out_of_reach(&self.registries.reach, &place.host));
+        }
         let key = (place.host.clone(), place.repository.clone(), credentials);
         let mut authorization = self.known_token(&key);
         for _ in 0..2 {
@@ -328,6 +335,9 @@ impl RegistryClient {
         if url.scheme() != "https" && !self.registries.is_insecure(&host_of(&url)) {
             return Err(place.unreachable("its token service is not reached over TLS"));
         }
+        if !self.registries.reach.permits_host(&host_of(&url)) {
+            return Err(place.out_of_reach(&self.registries.reach, &host_of(&url)));
+        }
         url.query_pairs_mut().append_pair("scope", &format!("repository:{}:pull", place.repository));
         if let Some(service) = service {
             url.query_pairs_mut().append_pair("service", service);
@@ -363,6 +373,11 @@ impl RegistryClient {
 impl Place {
     fn unreachable(&self, why: &str) -> StoreError {
         StoreError::Unreachable(format!("cannot fetch from the registry {}: {why}", self.host))
+    }
+
+    /// Asking again changes nothing.
+    fn out_of_reach(&self, reach: &Reach, host: &str) -> StoreError {
+        StoreError::Bad(format!("cannot fetch from the registry {}: {}", self.host, reach.refusal(host)))
     }
 
     fn denied(&self, shown: Option<&Credentials>) -> StoreError {

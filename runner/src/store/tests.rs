@@ -341,6 +341,47 @@ async fn a_broken_download_goes_on_and_many_who_ask_make_one() {
     proxy.abort();
 }
 
+/// Neither by its address nor by a name, nor where a public registry would send us.
+#[tokio::test]
+async fn a_registry_at_a_private_address_is_not_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head).await;
+            let target = format!("http://localhost:{port}/elsewhere");
+            let answer = format!(
+                "HTTP/1.1 307 Moved\r\nlocation: {target}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let only = |hosts: &[&str]| Registries {
+        reach: Reach::PublicBut(hosts.iter().map(|host| (*host).to_owned()).collect()),
+        ..Registries::default()
+    };
+    let refusal = async |name: &str, hosts: &[&str]| {
+        let store = store_with(&dir.path().join(name), only(hosts), vec![]);
+        store.resolve(&format!("{name}:{port}/app:1")).await.unwrap_err().to_string()
+    };
+
+    for name in ["127.0.0.1", "localhost"] {
+        let refused = refusal(name, &[]).await;
+        assert!(refused.contains("runtime.private_registries"), "{refused}");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    // Permitted itself, and still no way to somewhere else.
+    let refused = refusal("127.0.0.1", &["127.0.0.1"]).await;
+    assert!(refused.contains("localhost is not at a public address"), "{refused}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    serving.abort();
+}
+
 #[tokio::test]
 async fn archives_go_out_and_come_in() {
     let dir = tempfile::tempdir().unwrap();
