@@ -28,7 +28,7 @@ const ROUNDS: usize = 300;
 const WARM_UPS: usize = 5;
 const REFERENCE_EVERY: usize = 5;
 /// As nodes have it by default.
-const PARKED: usize = 4;
+const PARKED: usize = 16;
 const CPU: u32 = 1;
 const MEMORY_GIB: u32 = 1;
 const DISK_GIB: u32 = 3;

@@ -193,7 +193,7 @@ impl Default for RuntimeConfig {
             layers_budget_gib: 20,
             uid_base: UID_BASE,
             pids_max: 2048,
-            parked: 4,
+            parked: 16,
         }
     }
 }

@@ -15,7 +15,7 @@ use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, se
 
 use super::messages::{Become, Failed, Park, Settle, Settled};
 use super::seccomp::Filters;
-use super::{capabilities, channel, sys};
+use super::{capabilities, cgroup, channel, sys};
 use furnish::Furniture;
 
 /// Descriptors of the daemon beside its standard ones.
@@ -55,22 +55,37 @@ pub(super) fn live(
     control: &OwnedFd,
     signal: &OwnedFd,
     socket_of_zygote: RawFd,
+    groups: Vec<OwnedFd>,
     park: &Park,
     staging: &Path,
     filters: &Filters,
 ) -> ! {
     close(socket_of_zygote);
     let began = Instant::now();
-    let furniture = settle_in(signal, park, staging);
+    let entered = enter_groups(groups, park.born_in_cgroup);
+    let cgroup_us = micros(began);
+    let began = Instant::now();
+    let furniture = entered.and_then(|()| settle_in(signal, park, staging));
     let outcome = furniture.as_ref().map(|_| ()).map_err(|fault| fault.reason.clone());
-    let furnish_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let told = channel::send(control, &Settled { outcome, furnish_us }, &[]);
+    let told = channel::send(control, &Settled { outcome, cgroup_us, furnish_us: micros(began) }, &[]);
     let (Ok(furniture), Ok(())) = (furniture, told) else { sys::exit_now(1) };
     // The runner has gone, or does not need us.
     let Ok(Some((become_it, fds))) = channel::receive::<Become>(control) else { sys::exit_now(0) };
     let Err(fault) = become_sandbox(&become_it, fds, furniture, staging, filters);
     let _ = channel::send(control, &Failed { image: fault.image, reason: fault.reason }, &[]);
     sys::exit_now(1)
+}
+
+fn micros(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// First of all: nothing that this process does or becomes is outside of them.
+fn enter_groups(groups: Vec<OwnedFd>, born_in_cgroup: bool) -> Result<(), Fault> {
+    match born_in_cgroup {
+        true => Ok(()),
+        false => groups.into_iter().try_for_each(cgroup::enter).step("enter the control groups"),
+    }
 }
 
 fn close(number: RawFd) {

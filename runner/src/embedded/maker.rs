@@ -87,7 +87,7 @@ impl Maker {
         let entrance = cgroup.entrance()?;
         let (fds, born_in_cgroup): (Vec<OwnedFd>, bool) = match entrance {
             Entrance::BornIn(dir) => (vec![dir], true),
-            Entrance::Procs(files) => (files.into_iter().map(OwnedFd::from).collect(), false),
+            Entrance::Tasks(files) => (files.into_iter().map(OwnedFd::from).collect(), false),
         };
         let uid_base = self.uid_base + u32::from(slot) * IDS_PER_SANDBOX;
         let request = Park { slot, uid_base, shared_memory_pages, born_in_cgroup };
@@ -105,7 +105,7 @@ impl Maker {
         settled.outcome.map_err(io::Error::other)?;
         let timings = ParkTimings {
             clone_us: parked.clone_us,
-            cgroup_us: parked.cgroup_us,
+            cgroup_us: settled.cgroup_us,
             furnish_us: settled.furnish_us,
             network_us: 0,
         };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Runner → zygote. Answered by one [`Parked`] in the same order. The request comes with the control groups' `cgroup.procs` files.
+/// Runner → zygote. Answered by one [`Parked`] in the same order. The request comes with the control groups' `tasks` files.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Park {
     pub slot: u16,
@@ -12,7 +12,7 @@ pub struct Park {
     pub uid_base: u32,
     /// Of the sandbox's System V shared memory in all, in pages.
     pub shared_memory_pages: u64,
-    /// The first descriptor is a cgroup version 2 folder to be born in, instead of a `cgroup.procs` to be written to.
+    /// The first descriptor is a cgroup version 2 folder to be born in, instead of a `tasks` to be written to.
     pub born_in_cgroup: bool,
 }
 
@@ -22,12 +22,11 @@ pub struct Parked {
     pub slot: u16,
     /// The pid, or what failed.
     pub outcome: Result<i32, String>,
-    /// Microseconds that the steps took.
+    /// Microseconds that it took.
     pub clone_us: u64,
-    pub cgroup_us: u64,
 }
 
-/// Zygote → its child: the maps are written and the control groups attached.
+/// Zygote → its child: the maps are written.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Settle {}
 
@@ -35,6 +34,8 @@ pub struct Settle {}
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Settled {
     pub outcome: Result<(), String>,
+    /// Microseconds that the steps took.
+    pub cgroup_us: u64,
     pub furnish_us: u64,
 }
 

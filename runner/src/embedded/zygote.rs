@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! runner ─Park─▶ zygote ──clone3──▶ init: child of the runner (CLONE_PARENT), pid 1 of its namespaces
-//!                   │ maps its ids, puts it into its control groups ─Settle─▶
-//!        ◀─Parked───┘ pidfd, control socket                 furnishes ─Settled─▶ runner … ─Become─▶ execs the daemon
+//!                   │ maps its ids ─Settle─▶        enters its control groups, furnishes
+//!        ◀─Parked───┘ pidfd, control socket                          ─Settled─▶ runner … ─Become─▶ execs the daemon
 //! ```
 //! It lives in a mount namespace of its own, so that inits do not hold mounts of sandboxes that have gone.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
@@ -53,7 +53,7 @@ pub fn run(state_dir: &Path) -> io::Result<()> {
     let staging = Path::new(".");
     let filters = Filters::compile()?;
     while let Some((park, fds)) = channel::receive::<Park>(&socket)? {
-        let mut parked = Parked { slot: park.slot, outcome: Err(String::new()), clone_us: 0, cgroup_us: 0 };
+        let mut parked = Parked { slot: park.slot, outcome: Err(String::new()), clone_us: 0 };
         match make_init(&park, fds, &socket, staging, &filters, &mut parked) {
             Ok((pid, pidfd, control)) => {
                 parked.outcome = Ok(pid);
@@ -136,22 +136,15 @@ fn make_init(
         }
         Cloned::Child => {
             // Nothing of the zygote's stays open, and no return from here reaches its loop.
-            drop((control, signal, fds));
+            drop((control, signal));
             let socket_of_zygote = rustix::fd::AsRawFd::as_raw_fd(socket);
-            init::live(&control_of_init, &signal_of_init, socket_of_zygote, park, staging, filters)
+            init::live(&control_of_init, &signal_of_init, socket_of_zygote, fds, park, staging, filters)
         }
     };
-    drop((control_of_init, signal_of_init));
+    drop((control_of_init, signal_of_init, fds));
     timings.clone_us = micros(began);
     let settled = (|| {
         map_ids(pid.as_raw_nonzero().get(), park.uid_base)?;
-        let began = Instant::now();
-        if !park.born_in_cgroup {
-            for procs in fds {
-                fs::File::from(procs).write_all(pid.as_raw_nonzero().to_string().as_bytes())?;
-            }
-        }
-        timings.cgroup_us = micros(began);
         channel::send(&signal, &Settle {}, &[])
     })();
     if let Err(error) = settled {
