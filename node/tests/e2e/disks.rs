@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use atoll_chaos_tests::dev::Runtime;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -31,6 +32,17 @@ const HASH_TREE: &str = "test ! -e /etc/debian_version && cd /srv/data && \
     tar --sort=name --numeric-owner --xattrs --pax-option=exthdr.name=%d/%f,delete=atime,delete=ctime -cf - . | \
     sha256sum && stat -c '%h %b' a suid hole";
 
+/// Docker's own commit knows no parts of a second, and fills holes.
+const HASH_TREE_ON_DOCKER: &str = "test ! -e /etc/debian_version && cd /srv/data && \
+    tar --sort=name --numeric-owner --format=gnu -cf - . | sha256sum && stat -c '%h %b' a suid";
+
+fn hash_tree(world: &World) -> &'static str {
+    match world.cluster.runtime {
+        Runtime::Embedded => HASH_TREE,
+        Runtime::Docker => HASH_TREE_ON_DOCKER,
+    }
+}
+
 fn of_root(world: &World, node: usize) -> Made<'_> {
     let sandbox = world.create_with(node, json!({ "user": "root" }));
     let (code, said) = world.exec(node, &sandbox, &format!("bash -c '{}'", MAKE_TREE.replace('\'', r"'\''")));
@@ -40,7 +52,8 @@ fn of_root(world: &World, node: usize) -> Made<'_> {
 
 #[track_caller]
 fn hash(world: &World, node: usize, sandbox: &Made<'_>) -> String {
-    let (code, said) = world.exec(node, sandbox, &format!("bash -c '{}'", HASH_TREE.replace('\'', r"'\''")));
+    let (code, said) =
+        world.exec(node, sandbox, &format!("bash -c '{}'", hash_tree(world).replace('\'', r"'\''")));
     assert_eq!(code, 0, "{said}");
     said
 }
@@ -102,7 +115,9 @@ fn archive(world: &World) {
     let archived = post(world, 2, &sandbox, "archive", json!({})).expect(200).json();
 
     assert_eq!((&archived["state"], &archived["backupState"]), (&json!("archived"), &json!("Completed")));
-    assert_eq!(archived["backupCopies"], 2, "{archived}");
+    // One engine has Docker's, and all nodes of a test share it.
+    let copies = if world.cluster.runtime == Runtime::Docker { 1 } else { 2 };
+    assert_eq!(archived["backupCopies"], copies, "{archived}");
     post(world, 0, &sandbox, "archive", json!({})).expect(400);
     post(world, 0, &sandbox, "stop", json!({})).expect(400);
     let started = post(world, 1, &sandbox, "start", json!({})).expect(200).json();

@@ -27,14 +27,21 @@ use world::World;
 type Rule = (&'static str, fn(&World));
 
 fn rules(runtime: Runtime) -> Vec<Rule> {
-    let both = [api::RULES, doors::RULES, isolation::RULES, membership::RULES, processes::RULES, sdk::RULES]
-        .concat();
+    let both = [
+        api::RULES,
+        disks::RULES,
+        doors::RULES,
+        isolation::RULES,
+        membership::RULES,
+        processes::RULES,
+        registry::RULES,
+        sdk::RULES,
+        warm_pools::RULES,
+    ]
+    .concat();
     match runtime {
         // Images are the node's store's, which Docker's engine does not look into.
-        Runtime::Embedded => {
-            [&both[..], builds::RULES, catalogue::RULES, disks::RULES, registry::RULES, warm_pools::RULES]
-                .concat()
-        }
+        Runtime::Embedded => [&both[..], builds::RULES, catalogue::RULES].concat(),
         Runtime::Docker => both,
     }
 }
