@@ -76,6 +76,7 @@ refusals! {
     git_transport_failed = BAD_GATEWAY "GIT_TRANSPORT_FAILED";
     /// By its hooks, its rules or its size limits.
     git_remote_rejected = UNPROCESSABLE_ENTITY "GIT_REMOTE_REJECTED";
+    lsp_not_initialized = BAD_REQUEST "LSP_SERVER_NOT_INITIALIZED";
     /// Nothing in the sandbox answers on the proxied port.
     bad_gateway = BAD_GATEWAY "BAD_GATEWAY";
     internal = INTERNAL_SERVER_ERROR "INTERNAL_SERVER_ERROR";

@@ -28,6 +28,7 @@ mod files;
 mod git;
 mod info;
 mod interpreter;
+mod lsp;
 mod metrics;
 mod output;
 mod ports;

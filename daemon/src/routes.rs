@@ -18,11 +18,14 @@ use crate::environment::Environment;
 use crate::files::workers::Workers;
 use crate::interpreter::Interpreters;
 use crate::launch::{Launch, Launcher};
+use crate::lsp::LanguageServers;
 use crate::metrics::Sampler;
 use crate::pty::Terminals;
 use crate::session::Sessions;
 use crate::shells::Shells;
-use crate::{channel, errors, files, git, info, interpreter, metrics, ports, process, proxy, pty, session};
+use crate::{
+    channel, errors, files, git, info, interpreter, lsp, metrics, ports, process, proxy, pty, session,
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -35,6 +38,7 @@ pub struct Daemon {
     pub sessions: Arc<Sessions>,
     pub terminals: Arc<Terminals>,
     pub interpreters: Arc<Interpreters>,
+    pub language_servers: Arc<LanguageServers>,
     pub metrics: Arc<Sampler>,
     pub git: Arc<git::Operations>,
     pub work_dir: PathBuf,
@@ -69,6 +73,7 @@ impl Daemon {
             sessions: Arc::new(sessions),
             terminals: Arc::default(),
             interpreters: Arc::default(),
+            language_servers: Arc::default(),
             metrics: Arc::default(),
             git: Arc::default(),
             work_dir,
@@ -98,6 +103,7 @@ impl Daemon {
             sessions: self.sessions.clone(),
             terminals: self.terminals.clone(),
             interpreters: self.interpreters.clone(),
+            language_servers: self.language_servers.clone(),
             metrics: self.metrics.clone(),
             git: self.git.clone(),
             work_dir,
@@ -243,6 +249,14 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         )
         .route("/process/interpreter/context/{context_id}", delete(interpreter::routes::delete))
         .route("/process/interpreter/execute", get(interpreter::routes::execute));
+    let language_servers = Router::new()
+        .route("/lsp/start", post(lsp::routes::start))
+        .route("/lsp/stop", post(lsp::routes::stop))
+        .route("/lsp/did-open", post(lsp::routes::did_open))
+        .route("/lsp/did-close", post(lsp::routes::did_close))
+        .route("/lsp/completions", post(lsp::routes::complete))
+        .route("/lsp/document-symbols", get(lsp::routes::document_symbols))
+        .route("/lsp/workspacesymbols", get(lsp::routes::workspace_symbols));
     Router::new()
         .route("/version", get(info::version))
         .route("/work-dir", get(info::work_dir))
@@ -261,6 +275,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .merge(terminals)
         .merge(git)
         .merge(interpreters)
+        .merge(language_servers)
         .route("/proxy/{port}", any(proxy::forward))
         .route("/proxy/{port}/", any(proxy::forward))
         .route("/proxy/{port}/{*path}", any(proxy::forward))

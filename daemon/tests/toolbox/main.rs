@@ -6,6 +6,7 @@ mod files;
 mod git;
 mod identity;
 mod interpreter;
+mod lsp;
 mod processes;
 mod protection;
 mod sessions;

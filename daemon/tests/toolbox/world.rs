@@ -312,6 +312,20 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Whether all of them are installed. Where everything is required (`ATOLL_TESTS_REQUIRE_ALL=1`) one that is not fails the test.
+pub fn has_programs(names: &[&str]) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let is_there = |name: &&&str| path.split(':').any(|dir| Path::new(dir).join(name).is_file());
+    let missing: Vec<_> = names.iter().filter(|name| !is_there(name)).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let is_required = std::env::var_os("ATOLL_TESTS_REQUIRE_ALL").is_some_and(|value| value == "1");
+    assert!(!is_required, "not installed: {missing:?}");
+    eprintln!("SKIPPED: not installed: {missing:?}");
+    false
+}
+
 pub fn open_to_all(path: &Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
