@@ -41,6 +41,9 @@ install_packages() {
   DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "${missing[@]}" >&2
 }
 
+# npm fetches the language server that Debian does not have, for the base snapshot. Other sources of Node.js bring their own.
+install_npm() { command -v npm >/dev/null || install_packages npm; }
+
 # Rust: what rust-toolchain.toml names, by rustup: the one that is there, Debian's where it is packaged (13 and newer), else its own installer.
 install_rust() {
   command -v cargo >/dev/null && return

@@ -100,6 +100,7 @@ if [ "${1:-}" = stop ]; then
 fi
 need_root
 timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${RUNTIME_PACKAGES[@]}" jq openssh-client python3-venv
+timed npm install_npm
 install_rust
 timed build build
 timed "base snapshot" base_snapshot

@@ -35,6 +35,9 @@ install_sdks() {
   touch "$sdks/complete"
 }
 
+# Where the base snapshot has it, too.
+install_typescript_server() { command -v typescript-language-server >/dev/null || deploy/base/typescript-server.sh /; }
+
 run_tests() {
   say "cargo test"
   # The daemon as it ships, built by node/build.rs.
@@ -55,8 +58,10 @@ need_root
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${RUNTIME_PACKAGES[@]}" jq openssh-client openssh-sftp-server busybox-static python3-venv python3-matplotlib fuse3 \
-  skopeo docker-registry apache2-utils
+  skopeo docker-registry apache2-utils python3-pylsp node-typescript procps
 command -v node >/dev/null || install_packages nodejs npm
+install_npm
+timed "typescript-language-server" install_typescript_server
 install_rust
 timed docker start_docker
 timed format check_format

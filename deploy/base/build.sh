@@ -10,7 +10,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../cache.sh"
 suite=bookworm
 arch=$(dpkg --print-architecture)
-key=$(cat "$here/rootfs.sh" "$here/packages.txt" <(echo "$suite $arch") | sha256sum | cut -c1-12)
+key=$(cat "$here/rootfs.sh" "$here/packages.txt" "$here/typescript-server.sh" <(echo "$suite $arch") | sha256sum | cut -c1-12)
 cache=$(cache_dir)/base
 tar=$cache/$key.tar
 layout=$cache/$key.oci

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the default snapshot's root file system from Debian's packages, without any registry, as a tar. What it makes is
-# cached under a key of this file and packages.txt: change what is in the snapshot here, and how it is packed elsewhere.
+# cached under a key of this file, packages.txt and typescript-server.sh: change what is in the snapshot here, and how it is packed elsewhere.
 #
 #   deploy/base/rootfs.sh SUITE OUT.tar LOG
 set -euo pipefail
@@ -24,6 +24,7 @@ chroot "$rootfs" useradd --create-home --shell /bin/bash --uid 1000 daytona
 echo 'daytona ALL=(ALL) NOPASSWD:ALL' >"$rootfs/etc/sudoers.d/daytona"
 chmod 0440 "$rootfs/etc/sudoers.d/daytona"
 ln -sf python3 "$rootfs/usr/bin/python"
+"$here/typescript-server.sh" "$rootfs"
 # What a sandbox never needs, and what would differ between two builds.
 rm -rf "$rootfs"/var/cache/apt/archives/*.deb "$rootfs"/var/lib/apt/lists/* "$rootfs"/var/log/* \
   "$rootfs"/usr/share/{doc,man,info,locale} "$rootfs"/var/cache/debconf/*-old "$rootfs"/etc/machine-id
