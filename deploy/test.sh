@@ -61,6 +61,7 @@ timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${
   skopeo docker-registry apache2-utils python3-pylsp node-typescript procps
 command -v node >/dev/null || install_packages nodejs npm
 install_npm
+timed "desktop packages" install_packages $(cat deploy/base/desktop.txt)
 timed "typescript-language-server" install_typescript_server
 install_rust
 timed docker start_docker

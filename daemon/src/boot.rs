@@ -206,6 +206,7 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
         ended = &mut reaping => ended.context("reaper")?.context("wait for children")?,
         signal = asked_to_stop(&signals) => tracing::info!(signal, "stopping"),
     }
+    daemon.desktop.let_go();
     stop_everyone().await;
     daemon.forget_state();
     Ok(())

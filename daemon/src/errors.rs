@@ -77,6 +77,11 @@ refusals! {
     /// By its hooks, its rules or its size limits.
     git_remote_rejected = UNPROCESSABLE_ENTITY "GIT_REMOTE_REJECTED";
     lsp_not_initialized = BAD_REQUEST "LSP_SERVER_NOT_INITIALIZED";
+    a11y_unavailable = SERVICE_UNAVAILABLE "A11Y_UNAVAILABLE";
+    recording_still_active = CONFLICT "RECORDING_STILL_ACTIVE";
+    recording_ffmpeg_not_found = SERVICE_UNAVAILABLE "RECORDING_FFMPEG_NOT_FOUND";
+    /// The sandbox lacks programs that this needs, or they don't answer.
+    unavailable = SERVICE_UNAVAILABLE "SERVICE_UNAVAILABLE";
     /// Nothing in the sandbox answers on the proxied port.
     bad_gateway = BAD_GATEWAY "BAD_GATEWAY";
     internal = INTERNAL_SERVER_ERROR "INTERNAL_SERVER_ERROR";
@@ -98,6 +103,11 @@ impl ApiError {
             }
             _ => ApiError::file_read_failed(format!("{error}: {path}")),
         }
+    }
+
+    /// The same, in the words for a caller who wanted to know what programs show.
+    pub fn into_a11y_unavailable(self) -> ApiError {
+        ApiError::a11y_unavailable(self.message)
     }
 
     /// The documented error object.

@@ -18,6 +18,7 @@ use crate::accounts::Account;
 use crate::environment::Variables;
 use crate::reaper::{ExitWatch, Reaper};
 
+#[derive(Clone)]
 pub struct Launch {
     pub program: PathBuf,
     /// What the process sees as its own name, when that differs: a login shell has a leading `-`.

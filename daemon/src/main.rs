@@ -24,6 +24,7 @@ mod routes;
 mod websocket;
 
 mod channel;
+mod desktop;
 mod files;
 mod git;
 mod info;
@@ -42,12 +43,14 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: atoll-daemon [--config FILE|fd:N] [--hello SOCKET|fd:N] [--listen ADDRESS] [--accounts-dir DIR] [--state-dir DIR]
        atoll-daemon sftp-server      (SFTP version 3 on standard input and output)
+       atoll-daemon desktop-agent    (answers questions about an X display, one JSON line each)
        atoll-daemon --version";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let outcome = match args.next().as_deref() {
         Some("sftp-server") => channel::sftp::serve_stdio(),
+        Some("desktop-agent") => desktop::agent::serve_stdio(),
         Some("--version") => {
             println!("atoll-daemon {}", info::VERSION);
             Ok(())

@@ -14,6 +14,7 @@ use axum::routing::{any, delete, get, post};
 use tracing::Instrument;
 
 use crate::accounts::{AccountError, Accounts};
+use crate::desktop::Desktop;
 use crate::environment::Environment;
 use crate::files::workers::Workers;
 use crate::interpreter::Interpreters;
@@ -24,7 +25,8 @@ use crate::pty::Terminals;
 use crate::session::Sessions;
 use crate::shells::Shells;
 use crate::{
-    channel, errors, files, git, info, interpreter, lsp, metrics, ports, process, proxy, pty, session,
+    channel, desktop, errors, files, git, info, interpreter, lsp, metrics, ports, process, proxy, pty,
+    session,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -39,6 +41,7 @@ pub struct Daemon {
     pub terminals: Arc<Terminals>,
     pub interpreters: Arc<Interpreters>,
     pub language_servers: Arc<LanguageServers>,
+    pub desktop: Arc<Desktop>,
     pub metrics: Arc<Sampler>,
     pub git: Arc<git::Operations>,
     pub work_dir: PathBuf,
@@ -74,6 +77,7 @@ impl Daemon {
             terminals: Arc::default(),
             interpreters: Arc::default(),
             language_servers: Arc::default(),
+            desktop: Arc::default(),
             metrics: Arc::default(),
             git: Arc::default(),
             work_dir,
@@ -104,6 +108,7 @@ impl Daemon {
             terminals: self.terminals.clone(),
             interpreters: self.interpreters.clone(),
             language_servers: self.language_servers.clone(),
+            desktop: self.desktop.clone(),
             metrics: self.metrics.clone(),
             git: self.git.clone(),
             work_dir,
@@ -276,6 +281,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .merge(git)
         .merge(interpreters)
         .merge(language_servers)
+        .merge(desktop::routes::router())
         .route("/proxy/{port}", any(proxy::forward))
         .route("/proxy/{port}/", any(proxy::forward))
         .route("/proxy/{port}/{*path}", any(proxy::forward))

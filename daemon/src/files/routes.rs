@@ -278,7 +278,7 @@ pub async fn download(
     send(&daemon, parse_path(&daemon, &query.path)?).await
 }
 
-async fn send(daemon: &Daemon, path: PathBuf) -> Reply<Response> {
+pub async fn send(daemon: &Daemon, path: PathBuf) -> Reply<Response> {
     let name = base_name(&path);
     let shown = path.to_string_lossy().into_owned();
     let download =

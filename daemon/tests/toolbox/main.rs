@@ -2,6 +2,7 @@
 
 mod channels;
 mod charts;
+mod desktop;
 mod files;
 mod git;
 mod identity;
@@ -9,6 +10,7 @@ mod interpreter;
 mod lsp;
 mod processes;
 mod protection;
+mod screen;
 mod sessions;
 mod terminals;
 mod web_terminal;

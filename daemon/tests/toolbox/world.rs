@@ -43,6 +43,7 @@ pub struct Setup {
     pub binary: PathBuf,
     /// Where the daemon's own words go; beside the tests' when absent.
     pub log: Option<std::fs::File>,
+    pub uid: u32,
 }
 
 impl Default for Setup {
@@ -52,6 +53,7 @@ impl Default for Setup {
             entrypoint: Vec::new(),
             binary: env!("CARGO_BIN_EXE_atoll-daemon").into(),
             log: None,
+            uid: UID,
         }
     }
 }
@@ -69,13 +71,14 @@ impl World {
         let home = dir.path().join("home");
         std::fs::create_dir(&etc).unwrap();
         std::fs::create_dir(&home).unwrap();
-        chown(&home, Some(UID), Some(UID)).unwrap();
+        let uid = setup.uid;
+        chown(&home, Some(uid), Some(uid)).unwrap();
         let passwd =
-            format!("root:x:0:0::/root:/bin/bash\n{USER}:x:{UID}:{UID}::{}:/bin/bash\n", home.display());
+            format!("root:x:0:0::/root:/bin/bash\n{USER}:x:{uid}:{uid}::{}:/bin/bash\n", home.display());
         std::fs::write(etc.join("passwd"), passwd).unwrap();
         std::fs::write(
             etc.join("group"),
-            format!("root:x:0:\n{USER}:x:{UID}:\nsecond:x:{SECOND_GROUP}:{USER}\n"),
+            format!("root:x:0:\n{USER}:x:{uid}:\nsecond:x:{SECOND_GROUP}:{USER}\n"),
         )
         .unwrap();
         std::fs::write(etc.join("shells"), setup.shells).unwrap();
