@@ -53,9 +53,9 @@ class Bus:
         self.connection = Gio.DBusConnection.new_for_address_sync(answer.unpack()[0], flags, None, None)
 
     def call(self, node, interface, method, arguments=None, of=PREFIX):
-        answer = self.connection.call_sync(
-            node[0], node[1], of + interface, method, arguments, None, Gio.DBusCallFlags.NO_AUTO_START, CALL_MS, None
-        )
+        # The registry begins with the first who asks; a program that has gone is not to come back.
+        start = Gio.DBusCallFlags.NONE if node == REGISTRY else Gio.DBusCallFlags.NO_AUTO_START
+        answer = self.connection.call_sync(node[0], node[1], of + interface, method, arguments, None, start, CALL_MS, None)
         return answer.unpack()
 
     def property(self, node, interface, name):

@@ -43,6 +43,14 @@ impl Desk {
         let _alone = DISPLAY.lock().await;
         let desk = Desk { _alone, world: World::with(Setup { uid: UID, ..Setup::default() }).await };
         desk.tell("start", json!({})).await;
+        // It is ready when windows can be managed; these come up a moment later, above whatever is there.
+        eventually("the panel and the background are there", async || {
+            let windows = desk.show("display/windows").await;
+            let titles: Vec<_> =
+                windows["windows"].as_array().unwrap().iter().map(|window| window["title"].clone()).collect();
+            titles.contains(&json!("xfce4-panel")) && titles.contains(&json!("Desktop"))
+        })
+        .await;
         Some(desk)
     }
 
@@ -152,7 +160,6 @@ async fn pictures_show_what_is_on_the_screen() {
     let canvas = Canvas::open(0xcc3322);
     let is_red = |picture: &RgbImage| picture.pixels().all(|pixel| pixel.0 == [0xcc, 0x33, 0x22]);
     desk.tell("mouse/move", json!({ "x": 500, "y": 400 })).await;
-    // The panel and the background may still come up.
     eventually("the screen is red", async || {
         canvas.raise();
         is_red(&desk.picture("screenshot").await.0)
