@@ -10,6 +10,9 @@ use crate::tokens::TokenHash;
 pub const DAEMON_PORT: u16 = 2280;
 pub const WEB_TERMINAL_PORT: u16 = 22222;
 pub const RECORDING_PORT: u16 = 33333;
+/// A desktop's screen, keyboard and mouse, without a password of their own.
+pub const VNC_PORT: u16 = 5901;
+pub const NOVNC_PORT: u16 = 6080;
 
 /// What a door wants to reach inside a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -146,7 +149,9 @@ fn unexpired(expires_at_ms: u64, now_ms: u64) -> Result<(), Denied> {
 fn may_be_public(target: Target) -> bool {
     match target {
         Target::Daemon => false,
-        Target::Port(port) => !matches!(port, DAEMON_PORT | WEB_TERMINAL_PORT | RECORDING_PORT),
+        Target::Port(port) => {
+            !matches!(port, DAEMON_PORT | WEB_TERMINAL_PORT | RECORDING_PORT | VNC_PORT | NOVNC_PORT)
+        }
     }
 }
 
@@ -202,7 +207,7 @@ mod tests {
 
     #[test]
     fn our_own_ports_are_never_public() {
-        for port in [DAEMON_PORT, WEB_TERMINAL_PORT, RECORDING_PORT] {
+        for port in [DAEMON_PORT, WEB_TERMINAL_PORT, RECORDING_PORT, VNC_PORT, NOVNC_PORT] {
             check(Credential::Nothing, true, Target::port(port), Err(Denied::Unauthorized));
         }
     }

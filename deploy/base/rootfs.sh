@@ -25,6 +25,8 @@ echo 'daytona ALL=(ALL) NOPASSWD:ALL' >"$rootfs/etc/sudoers.d/daytona"
 chmod 0440 "$rootfs/etc/sudoers.d/daytona"
 ln -sf python3 "$rootfs/usr/bin/python"
 "$here/typescript-server.sh" "$rootfs"
+# It is the user's own machine: pip installs what it is asked for, as in images made for Python.
+rm -f "$rootfs"/usr/lib/python3*/EXTERNALLY-MANAGED
 # What a sandbox never needs, and what would differ between two builds.
 rm -rf "$rootfs"/var/cache/apt/archives/*.deb "$rootfs"/var/lib/apt/lists/* "$rootfs"/var/log/* \
   "$rootfs"/usr/share/{doc,man,info,locale} "$rootfs"/var/cache/debconf/*-old "$rootfs"/etc/machine-id

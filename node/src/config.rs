@@ -185,7 +185,7 @@ impl Default for RuntimeConfig {
             socket: None,
             state_dir: None,
             layers_dir: None,
-            seeds: vec![base_layout(Path::new(CACHE_DIR))],
+            seeds: layouts(Path::new(CACHE_DIR)),
             private_registries: BTreeSet::new(),
             store_budget_gib: None,
             node_user: None,
@@ -208,6 +208,14 @@ pub const CACHE_DIR: &str = "/var/cache/atoll";
 pub fn base_layout(cache_dir: &Path) -> PathBuf {
     cache_dir.join("base/atoll-base.oci")
 }
+
+/// Where `deploy/base/build.sh` leaves its snapshots within a cache folder, those that were not made included.
+pub fn layouts(cache_dir: &Path) -> Vec<PathBuf> {
+    vec![base_layout(cache_dir), cache_dir.join("base").join(format!("{DESKTOP_SNAPSHOT}.oci"))]
+}
+
+/// The snapshot for computer use, and its image.
+pub const DESKTOP_SNAPSHOT: &str = "atoll-desktop";
 
 pub fn default_preview_domain() -> String {
     "preview.localhost".into()

@@ -16,13 +16,15 @@ use atoll_consensus::state::cluster::{
 };
 
 use crate::clock::now_ms;
-use crate::config::Config;
+use crate::config::{Config, DESKTOP_SNAPSHOT};
 use crate::duties::COMMAND_VERSION;
 use crate::files::{private_dir, write_private};
 use crate::trust::SEALED_CA_KEY;
 
 /// What a create without numbers gets.
 pub const DEFAULT_RESOURCES: Resources = Resources { cpu: 1, memory_gib: 1, disk_gib: 3 };
+/// A browser and a screen need more.
+const DESKTOP_RESOURCES: Resources = Resources { cpu: 2, memory_gib: 4, disk_gib: 8 };
 const DEFAULT_USER: &str = "daytona";
 
 /// Shown once, to the person who founded the cluster.
@@ -57,7 +59,7 @@ pub fn found(config: &Config) -> Result<Founded> {
     let api_key = ApiKey::from_random(rand::random());
     let organization_id = OrganizationId(uuid::Uuid::new_v4());
     let user_id = UserId(uuid::Uuid::new_v4());
-    let commands = vec![
+    let mut commands = vec![
         ClusterCommand::Found {
             identity: ClusterIdentity {
                 cluster_id,
@@ -101,6 +103,20 @@ pub fn found(config: &Config) -> Result<Founded> {
             },
         },
     ];
+    // Where its layout was made before the cluster.
+    if config
+        .runtime
+        .seeds
+        .iter()
+        .any(|seed| seed.ends_with(format!("{DESKTOP_SNAPSHOT}.oci")) && seed.exists())
+    {
+        let id = uuid::Uuid::new_v4();
+        let made = SnapshotRecord::given(id, DESKTOP_SNAPSHOT.into(), DESKTOP_RESOURCES, now_ms);
+        commands.push(ClusterCommand::PutSnapshot {
+            name: DESKTOP_SNAPSHOT.into(),
+            snapshot: SnapshotRecord { default_user: DEFAULT_USER.into(), ..made },
+        });
+    }
     let bytes = atoll_api::wire::encode(&commands).context("encode the founding commands")?;
     write_private(&layout.founding(), &bytes).context("write the founding commands")?;
     // The identity comes last: with it the node is whole, without it the founding can be tried again.

@@ -6,9 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use atoll_api::ids::RegionName;
 
 use crate::cli::MakeConfigArgs;
-use crate::config::{
-    Advertise, Capacity, Config, Listen, RuntimeConfig, Timing, base_layout, default_snapshot,
-};
+use crate::config::{Advertise, Capacity, Config, Listen, RuntimeConfig, Timing, default_snapshot, layouts};
 use crate::files::private_dir;
 use crate::place::Place;
 
@@ -53,9 +51,7 @@ pub fn given_or_made(
             node_user: make.node_user.clone(),
             network: place.network_of(0).to_string(),
             uid_base: place.uid_base_of(0),
-            seeds: vec![
-                std::path::absolute(base_layout(&make.cache_dir)).context("make --cache-dir absolute")?,
-            ],
+            seeds: layouts(&std::path::absolute(&make.cache_dir).context("make --cache-dir absolute")?),
             ..RuntimeConfig::default()
         },
         capacity: Capacity::default(),
