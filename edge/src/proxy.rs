@@ -85,7 +85,7 @@ struct ToSandbox {
     target: Vec<u8>,
     peer: HttpPeer,
     exchange: Exchange,
-    /// `/toolbox/{id}` when the client came through that path.
+    /// Below which path the client sees the toolbox, if it came that way.
     prefix: Option<String>,
     cors: Cors,
     set_cookie: Option<String>,
@@ -154,8 +154,12 @@ impl EdgeProxy {
             Route::Preview(preview) => {
                 self.receive_preview(request, &preview, &origin_form, exchange, ctx).await?;
             }
-            Route::Toolbox { sandbox_id, target } => {
-                return self.receive_toolbox(request, sandbox_id, &target, exchange, ctx).await;
+            Route::Toolbox { sandbox_id, path, target } => {
+                let answer = self.receive_toolbox(request, sandbox_id, &target, exchange, ctx).await?;
+                if let Journey::ToSandbox(to) = &mut ctx.journey {
+                    to.prefix = Some(path.prefix(&sandbox_id.to_string()));
+                }
+                return Ok(answer);
             }
             Route::Api => {
                 let peer = match exchange {
@@ -248,7 +252,6 @@ impl EdgeProxy {
         admitted.set_cookie = None;
         self.dial(request, admitted, Audience::Daemon, &target, exchange, ctx).await?;
         if let Journey::ToSandbox(to) = &mut ctx.journey {
-            to.prefix = Some(format!("/toolbox/{sandbox_id}"));
             to.cors = if disabled { Cors::Untouched } else { Cors::Open };
         }
         Ok(None)
@@ -375,7 +378,7 @@ impl EdgeProxy {
     async fn refuse(&self, session: &mut Session, ctx: &Exchanged, refusal: &Refusal) -> pingora::Result<()> {
         let request = session.req_header();
         // A toolbox client reads JSON whatever it says it accepts, and a browser shows a page only for a preview.
-        let toolbox = request.raw_path().starts_with(b"/toolbox/");
+        let toolbox = target::split_toolbox(request.raw_path()).is_some();
         let format = if toolbox { Format::Json } else { Format::wanted_by(&request.headers) };
         let (path, _) = target::split_query(request.raw_path());
         let path = String::from_utf8_lossy(&path[..path.len().min(1024)]).into_owned();

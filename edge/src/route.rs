@@ -7,14 +7,14 @@ use atoll_api::preview_host::{PreviewHost, PreviewHostError};
 
 use crate::head::Host;
 use crate::refusal::Refusal;
-use crate::target;
+use crate::target::{self, ToolboxPath};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route<'a> {
     /// A user's program, or the daemon through its own port.
     Preview(PreviewHost),
     /// The daemon of a sandbox; `target` is what it will be asked for.
-    Toolbox { sandbox_id: SandboxId, target: Cow<'a, [u8]> },
+    Toolbox { sandbox_id: SandboxId, path: ToolboxPath, target: Cow<'a, [u8]> },
     /// This node's API and dashboard.
     Api,
 }
@@ -27,10 +27,10 @@ pub fn route<'a>(host: &Host, target: &'a [u8], preview_domain: &str) -> Result<
         Err(PreviewHostError::NotPreview) => {}
     }
     match target::split_toolbox(target) {
-        Some((segment, rest)) => {
+        Some((path, segment, rest)) => {
             let sandbox_id = std::str::from_utf8(segment).ok().and_then(|id| id.parse().ok());
             let sandbox_id = sandbox_id.ok_or(Refusal::SandboxNotFound)?;
-            Ok(Route::Toolbox { sandbox_id, target: rest })
+            Ok(Route::Toolbox { sandbox_id, path, target: rest })
         }
         None => Ok(Route::Api),
     }
@@ -76,17 +76,30 @@ mod tests {
     #[test]
     fn the_toolbox_is_a_path_on_any_other_host() {
         for host in ["127.0.0.1:9100", "localhost", "node-1.example", "[::1]"] {
-            let path = format!("/toolbox/{}/files?path=/a", id());
-            let expected = Route::Toolbox { sandbox_id: id(), target: b"/files?path=/a".as_slice().into() };
-            assert_eq!(routed(host, &path), Ok(expected), "{host}");
+            for path in [ToolboxPath::Own, ToolboxPath::OfTheApi] {
+                let asked = format!("{}/files?path=/a", path.prefix(&id().to_string()));
+                let target = b"/files?path=/a".as_slice().into();
+                let expected = Route::Toolbox { sandbox_id: id(), path, target };
+                assert_eq!(routed(host, &asked), Ok(expected), "{host} {asked}");
+            }
         }
         assert_eq!(routed("localhost", "/toolbox/nope/files"), Err(Refusal::SandboxNotFound));
         assert_eq!(routed("localhost", "/toolbox/%20/files"), Err(Refusal::SandboxNotFound));
+        assert_eq!(routed("localhost", "/api/toolbox/nope/toolbox/files"), Err(Refusal::SandboxNotFound));
     }
 
     #[test]
     fn everything_else_is_the_api() {
-        for path in ["/", "/api", "/api/sandbox", "/dashboard", "/toolbox", "/x"] {
+        for path in [
+            "/",
+            "/api",
+            "/api/sandbox",
+            "/dashboard",
+            "/toolbox",
+            "/x",
+            "/api/toolbox/x",
+            "/api/toolbox/x/toolboxes",
+        ] {
             assert_eq!(routed("localhost", path), Ok(Route::Api), "{path}");
         }
         assert_eq!(routed("preview.localhost", "/"), Ok(Route::Api));

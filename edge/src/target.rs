@@ -52,16 +52,49 @@ pub fn take_query_parameter<'a>(target: &'a [u8], name: &str) -> (Cow<'a, [u8]>,
     (Cow::Owned(rest), Some(value))
 }
 
-/// `/toolbox/{first segment}{rest}`: the segment, and the rest as it will be sent on (always beginning with `/`).
-pub fn split_toolbox(target: &[u8]) -> Option<(&[u8], Cow<'_, [u8]>)> {
-    let tail = target.strip_prefix(b"/toolbox/")?;
-    let end = tail.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(tail.len());
-    let (segment, rest) = tail.split_at(end);
+/// Under which path a client came to a toolbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToolboxPath {
+    /// `/toolbox/{id}/…`
+    Own,
+    /// `/api/toolbox/{id}/toolbox/…`: where SDKs up to 0.110 look.
+    OfTheApi,
+}
+
+impl ToolboxPath {
+    /// What a redirect by the sandbox lacks.
+    pub fn prefix(self, sandbox_id: &str) -> String {
+        match self {
+            ToolboxPath::Own => format!("/toolbox/{sandbox_id}"),
+            ToolboxPath::OfTheApi => format!("/api/toolbox/{sandbox_id}/toolbox"),
+        }
+    }
+}
+
+/// A path of a toolbox: the segment that says whose, and the rest as it will be sent on (always beginning with `/`).
+pub fn split_toolbox(target: &[u8]) -> Option<(ToolboxPath, &[u8], Cow<'_, [u8]>)> {
+    let (path, tail) = match target.strip_prefix(b"/toolbox/") {
+        Some(tail) => (ToolboxPath::Own, tail),
+        None => (ToolboxPath::OfTheApi, target.strip_prefix(b"/api/toolbox/")?),
+    };
+    let (segment, rest) = tail.split_at(end_of_segment(tail));
+    let rest = match path {
+        ToolboxPath::Own => rest,
+        ToolboxPath::OfTheApi => {
+            let rest = rest.strip_prefix(b"/toolbox")?;
+            // Not `/toolboxes`.
+            (end_of_segment(rest) == 0).then_some(rest)?
+        }
+    };
     let rest = match rest.first() {
         Some(b'/') => Cow::Borrowed(rest),
         _ => Cow::Owned([b"/", rest].concat()),
     };
-    Some((segment, rest))
+    Some((path, segment, rest))
+}
+
+fn end_of_segment(tail: &[u8]) -> usize {
+    tail.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(tail.len())
 }
 
 /// Whether the path, read as generously as any server might read it, leads below `/atoll/`: the daemon's own channel,
@@ -147,17 +180,25 @@ mod tests {
 
     #[test]
     fn a_toolbox_path_keeps_its_rest_exactly() {
-        for (target, id, rest) in [
-            ("/toolbox/x/files/a%2Fb//c?p=/t", "x", "/files/a%2Fb//c?p=/t"),
-            ("/toolbox/x", "x", "/"),
-            ("/toolbox/x?q", "x", "/?q"),
-            ("/toolbox/", "", "/"),
+        use ToolboxPath::{OfTheApi, Own};
+        for (target, path, id, rest) in [
+            ("/toolbox/x/files/a%2Fb//c?p=/t", Own, "x", "/files/a%2Fb//c?p=/t"),
+            ("/toolbox/x", Own, "x", "/"),
+            ("/toolbox/x?q", Own, "x", "/?q"),
+            ("/toolbox/", Own, "", "/"),
+            ("/toolbox/x/toolbox/y", Own, "x", "/toolbox/y"),
+            ("/api/toolbox/x/toolbox/files/a%2Fb//c?p=/t", OfTheApi, "x", "/files/a%2Fb//c?p=/t"),
+            ("/api/toolbox/x/toolbox", OfTheApi, "x", "/"),
+            ("/api/toolbox/x/toolbox?q", OfTheApi, "x", "/?q"),
         ] {
-            let (got_id, got_rest) = split_toolbox(target.as_bytes()).unwrap();
-            assert_eq!((got_id, &*got_rest), (id.as_bytes(), rest.as_bytes()), "{target}");
+            let (got_path, got_id, got_rest) = split_toolbox(target.as_bytes()).unwrap();
+            assert_eq!((got_path, got_id, &*got_rest), (path, id.as_bytes(), rest.as_bytes()), "{target}");
         }
-        assert_eq!(split_toolbox(b"/toolboxes/x"), None);
-        assert_eq!(split_toolbox(b"/toolbox"), None);
+        for target in
+            ["/toolboxes/x", "/toolbox", "/api/toolbox/x", "/api/toolbox/x/toolboxes", "/api/toolbox/x/y"]
+        {
+            assert_eq!(split_toolbox(target.as_bytes()), None, "{target}");
+        }
     }
 
     #[test]

@@ -225,20 +225,27 @@ async fn the_daemons_port_is_never_public_and_its_channel_never_reachable() {
     assert_eq!(world.dial.dialed.lock().unwrap()[..], [(sandbox_id(PUBLIC), Target::Daemon)]);
 }
 
+/// Both ways to a toolbox: today's, and that of SDKs up to 0.110. What holds for one holds for the other.
+fn toolbox_paths(id: impl std::fmt::Display) -> [String; 2] {
+    [format!("/toolbox/{id}"), format!("/api/toolbox/{id}/toolbox")]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_toolbox_forwards_path_and_query_byte_for_byte() {
     let world = World::new().await;
     let id = sandbox_id(PRIVATE);
 
-    for rest in ["/files/a%2Fb//c?path=/tmp/x&q=%zz+", "/", "/process/pty/%E2%82%AC", "/x?y?z"] {
-        let answer = world
-            .send(
-                get_from("127.0.0.1:9100", &format!("/toolbox/{id}{rest}"))
-                    .header("authorization", bearer(&key_of(1))),
-            )
-            .await;
-        assert_eq!((answer.status, answer.json()["target"].as_str()), (200, Some(rest)), "{answer:?}");
-        assert_eq!(answer.saw("authorization"), None);
+    for path in toolbox_paths(id) {
+        for rest in ["/files/a%2Fb//c?path=/tmp/x&q=%zz+", "/", "/process/pty/%E2%82%AC", "/x?y?z"] {
+            let answer = world
+                .send(
+                    get_from("127.0.0.1:9100", &format!("{path}{rest}"))
+                        .header("authorization", bearer(&key_of(1))),
+                )
+                .await;
+            assert_eq!((answer.status, answer.json()["target"].as_str()), (200, Some(rest)), "{answer:?}");
+            assert_eq!(answer.saw("authorization"), None);
+        }
     }
     assert_eq!(world.dial.dialed.lock().unwrap()[0], (id, Target::Daemon));
 }
@@ -246,43 +253,49 @@ async fn the_toolbox_forwards_path_and_query_byte_for_byte() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_toolbox_needs_a_credential_of_its_sandbox() {
     let world = World::new().await;
-    let target = |n: u8| format!("/toolbox/{}/version", sandbox_id(n));
-    let request = |n: u8| get_from("localhost", &target(n));
 
-    let bare = world.send(request(PUBLIC).header("accept", "text/html")).await;
-    let foreign = world.send(request(PUBLIC).header("authorization", bearer(&key_of(2)))).await;
-    let unknown = world.send(request(99).header("authorization", bearer(&key_of(1)))).await;
-    let malformed = world.send(get_from("localhost", "/toolbox/box/version")).await;
-    let token = world.send(request(PRIVATE).header("x-daytona-preview-token", PREVIEW_TOKEN)).await;
-    let query = world
-        .send(get_from("localhost", &format!("{}?DAYTONA_SANDBOX_AUTH_KEY=right", target(PRIVATE))))
-        .await;
-    let channel = world
-        .send(
-            get_from("localhost", &format!("/toolbox/{}/atoll/channel", sandbox_id(1)))
-                .header("authorization", bearer(&key_of(1))),
-        )
-        .await;
+    for way in 0..2 {
+        let at = |id: &str, rest: &str| format!("{}{rest}", toolbox_paths(id)[way]);
+        let target = |n: u8| at(&sandbox_id(n).to_string(), "/version");
+        let request = |n: u8| get_from("localhost", &target(n));
 
-    assert_eq!((bare.status, bare.json()["message"].as_str()), (401, Some("a valid credential is required")));
-    assert_eq!((foreign.status, unknown.status, malformed.status, channel.status), (404, 404, 404, 404));
-    assert_eq!((token.status, query.status), (200, 200));
-    assert_eq!((query.json()["target"].as_str(), query.header("set-cookie")), (Some("/version"), None));
+        let bare = world.send(request(PUBLIC).header("accept", "text/html")).await;
+        let foreign = world.send(request(PUBLIC).header("authorization", bearer(&key_of(2)))).await;
+        let unknown = world.send(request(99).header("authorization", bearer(&key_of(1)))).await;
+        let malformed = world.send(get_from("localhost", &at("box", "/version"))).await;
+        let token = world.send(request(PRIVATE).header("x-daytona-preview-token", PREVIEW_TOKEN)).await;
+        let query = world
+            .send(get_from("localhost", &format!("{}?DAYTONA_SANDBOX_AUTH_KEY=right", target(PRIVATE))))
+            .await;
+        let channel = world
+            .send(
+                get_from("localhost", &at(&sandbox_id(1).to_string(), "/atoll/channel"))
+                    .header("authorization", bearer(&key_of(1))),
+            )
+            .await;
+
+        let said = bare.json()["message"].as_str().map(str::to_owned);
+        assert_eq!((bare.status, said.as_deref()), (401, Some("a valid credential is required")));
+        assert_eq!((foreign.status, unknown.status, malformed.status, channel.status), (404, 404, 404, 404));
+        assert_eq!((token.status, query.status), (200, 200));
+        assert_eq!((query.json()["target"].as_str(), query.header("set-cookie")), (Some("/version"), None));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daemons_redirects_stay_below_the_toolbox_path() {
     let world = World::new().await;
-    let id = sandbox_id(PRIVATE);
 
-    let answer = world
-        .send(
-            get_from("localhost", &format!("/toolbox/{id}/redirect"))
-                .header("authorization", bearer(&key_of(1))),
-        )
-        .await;
+    for path in toolbox_paths(sandbox_id(PRIVATE)) {
+        let answer = world
+            .send(
+                get_from("localhost", &format!("{path}/redirect"))
+                    .header("authorization", bearer(&key_of(1))),
+            )
+            .await;
 
-    assert_eq!(answer.header("location"), Some(format!("/toolbox/{id}/elsewhere?x=1").as_str()));
+        assert_eq!(answer.header("location"), Some(format!("{path}/elsewhere?x=1").as_str()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
