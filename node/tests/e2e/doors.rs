@@ -149,7 +149,8 @@ fn large_bodies(world: &World) {
     assert_eq!(world.send(up.body(vec![b'y'; BYTES])).expect(200).body, BYTES.to_string());
 }
 
-const ECHO: &str = r#"
+/// A WebSocket server on port 8001 that says again what it is told.
+pub const ECHO: &str = r#"
 import base64, hashlib, socket, struct
 s = socket.create_server(('127.0.0.1', 8001))
 while True:

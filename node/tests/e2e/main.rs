@@ -11,6 +11,7 @@ mod membership;
 mod processes;
 mod registry;
 mod sdk;
+mod toolbox;
 mod warm_pools;
 mod world;
 
@@ -41,7 +42,7 @@ fn rules(runtime: Runtime) -> Vec<Rule> {
     .concat();
     match runtime {
         // Images are the node's store's, which Docker's engine does not look into.
-        Runtime::Embedded => [&both[..], builds::RULES, catalogue::RULES].concat(),
+        Runtime::Embedded => [&both[..], builds::RULES, catalogue::RULES, toolbox::RULES].concat(),
         Runtime::Docker => both,
     }
 }
