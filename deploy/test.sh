@@ -5,11 +5,11 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$root"
 
-# What the unmodified clients are. Change one here and in README.md.
+# What the unmodified clients are. Change one here and in docs/COMPATIBILITY.md.
 PYTHON_SDK=daytona==0.226.1
+# One from the middle, the first years' last, and the last that uses the API's own toolbox routes.
+OLDER_PYTHON_SDKS=(daytona==0.150.0 daytona==0.115.2 daytona==0.110.2)
 NODE_SDK=@daytonaio/sdk@0.218.0
-# What runs TypeScript in the daemon's tests.
-TS_NODE=(ts-node@10.9.2 typescript@5.9.3)
 CARGO_DENY=0.20.2
 cache=$(cache_dir)
 
@@ -22,17 +22,36 @@ check_tree() {
   cargo deny --locked check bans licenses sources
 }
 
+# kept NAME WHAT…: a folder below the cache, keyed by what is in it.
+kept() { echo "$cache/$1-$(printf '%s' "${*:2} $(python3 --version) $(node --version)" | sha256sum | cut -c1-12)"; }
+# install_once FOLDER COMMAND WHAT…
+install_once() {
+  [ -e "$1/complete" ] && return
+  say "installing ${*:3}"
+  rm -rf "$1" && mkdir -p "$1"
+  "$2" "$1" "${@:3}" && touch "$1/complete"
+}
+install_python() {
+  python3 -m venv "$1/python"
+  "$1/python/bin/pip" install --quiet --disable-pip-version-check "${@:2}"
+}
+install_both_sdks() {
+  install_python "$1" "$2"
+  mkdir "$1/node" && (cd "$1/node" && npm init --yes >/dev/null && npm install --silent --no-audit --no-fund "$3")
+}
+
 install_sdks() {
-  local key
-  key=$(printf '%s' "$PYTHON_SDK $NODE_SDK ${TS_NODE[*]} $(python3 --version) $(node --version)" | sha256sum | cut -c1-12)
-  sdks=$cache/sdks-$key
-  [ -e "$sdks/complete" ] && return
-  say "installing $PYTHON_SDK, $NODE_SDK and ${TS_NODE[*]}"
-  rm -rf "$sdks" && mkdir -p "$sdks/node"
-  python3 -m venv "$sdks/python"
-  "$sdks/python/bin/pip" install --quiet --disable-pip-version-check "$PYTHON_SDK"
-  (cd "$sdks/node" && npm init --yes >/dev/null && npm install --silent --no-audit --no-fund "$NODE_SDK" "${TS_NODE[@]}")
-  touch "$sdks/complete"
+  local sdk folder pid pids=()
+  sdks=$(kept sdks "$PYTHON_SDK" "$NODE_SDK")
+  install_once "$sdks" install_both_sdks "$PYTHON_SDK" "$NODE_SDK" & pids+=($!)
+  # Each has an environment of its own: they don't agree on what else they need.
+  older_pythons=()
+  for sdk in "${OLDER_PYTHON_SDKS[@]}"; do
+    folder=$(kept sdk "$sdk")
+    install_once "$folder" install_python "$sdk" & pids+=($!)
+    older_pythons+=("$folder/python/bin/python")
+  done
+  for pid in "${pids[@]}"; do wait "$pid"; done
 }
 
 # Where the base snapshot has it, too.
@@ -44,6 +63,7 @@ run_tests() {
   export ATOLL_DAEMON_BINARY=$CARGO_TARGET_DIR/daemon-static/$(uname -m)-unknown-linux-gnu/daemon/atoll-daemon
   export ATOLL_BINARY=$CARGO_TARGET_DIR/debug/atoll
   export ATOLL_TESTS_REQUIRE_ALL=1 ATOLL_PYTHON=$sdks/python/bin/python ATOLL_NODE_MODULES=$sdks/node/node_modules
+  export ATOLL_OLDER_PYTHONS="${older_pythons[*]}"
   cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
 }
 

@@ -2,7 +2,10 @@
 
 use std::process::Command;
 
+use serde_json::json;
+
 use crate::Rule;
+use crate::toolbox;
 use crate::world::World;
 
 pub const RULES: &[Rule] = &[
@@ -10,6 +13,9 @@ pub const RULES: &[Rule] = &[
     ("the_npm_sdk_runs_its_story_over_three_nodes", npm),
     ("the_python_sdk_uploads_build_contexts", python_contexts),
     ("the_npm_sdk_uploads_build_contexts", npm_contexts),
+    ("every_method_of_the_python_sdk_works_in_a_sandbox", python_methods),
+    ("every_method_of_older_python_sdks_works_in_a_sandbox", older_python_methods),
+    ("every_method_of_the_npm_sdk_works_in_a_sandbox", npm_methods),
 ];
 
 fn python(world: &World) {
@@ -30,6 +36,57 @@ fn python_contexts(world: &World) {
 
 fn npm_contexts(world: &World) {
     npm_that_uploads(world, concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/contexts.mjs"));
+}
+
+fn python_methods(world: &World) {
+    if let Some(python) = provided("ATOLL_PYTHON") {
+        methods_of(world, python_in_both_modes(&python));
+    }
+}
+
+fn older_python_methods(world: &World) {
+    let pythons = provided("ATOLL_OLDER_PYTHONS").unwrap_or_default();
+    methods_of(world, pythons.split_whitespace().flat_map(python_in_both_modes));
+}
+
+fn npm_methods(world: &World) {
+    if provided("ATOLL_NODE_MODULES").is_some() {
+        let mut node = Command::new("node");
+        node.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/methods.mjs"));
+        methods_of(world, [node]);
+    }
+}
+
+fn python_in_both_modes(python: &str) -> [Command; 2] {
+    ["sync", "async"].map(|mode| {
+        let mut command = Command::new(python);
+        command.args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/methods.py"), mode]);
+        command
+    })
+}
+
+/// Each through a node that doesn't own its sandboxes. One that fails does not hide the next.
+fn methods_of(world: &World, commands: impl IntoIterator<Item = Command>) {
+    let failures = commands.into_iter().filter_map(|command| methods(world, command).err());
+    let failures: Vec<_> = failures.collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// What is true of a version is told to users in a table.
+fn methods(world: &World, mut command: Command) -> Result<(), String> {
+    const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/COMPATIBILITY.md");
+    let sandbox = toolbox::with_entrypoint(world);
+    let desktop = toolbox::desktop_snapshot(world).map(|name| {
+        world.create_with(sandbox.owner, json!({ "snapshot": name, "labels": toolbox::language() }))
+    });
+    let node = &world.cluster.node(world.other_than(&sandbox)).http;
+    command.args([&world.cluster.ready.api_key, node, &sandbox.id]);
+    let said = played(command.args(desktop.iter().map(|desktop| &desktop.id)))?;
+    let counted = said.lines().rev().find_map(|line| line.strip_suffix(" methods called")?.split_once(": "));
+    let (version, count) = counted.ok_or("it does not count its methods")?;
+    let row = format!("| {version} | {count} |");
+    let table = std::fs::read_to_string(TABLE).expect("the table is in the tree");
+    if table.contains(&row) { Ok(()) } else { Err(format!("{TABLE} lacks the row {row}")) }
 }
 
 /// With the cluster's authority among the system's, as an operator installs it, in a mount namespace of its own: the SDK
@@ -58,15 +115,20 @@ pub fn npm_that_uploads(world: &World, script: &str) {
 
 fn story(world: &World, command: &mut Command) {
     let node = |index: usize| &world.cluster.node(index).http;
-    command.arg(&world.cluster.ready.api_key).args([node(0), node(1), node(2)]);
+    let played = played(command.arg(&world.cluster.ready.api_key).args([node(0), node(1), node(2)]));
+    played.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// To its end: what it said on the way.
+fn played(command: &mut Command) -> Result<String, String> {
     let output = command.output().expect("the interpreter runs");
     let (said, complained) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(
-        output.status.success() && said.contains("STORY COMPLETE"),
-        "{}\n{said}\n{complained}",
-        output.status
-    );
+    if output.status.success() && said.contains("STORY COMPLETE") {
+        Ok(said.into_owned())
+    } else {
+        Err(format!("{}\n{said}\n{complained}", output.status))
+    }
 }
 
 /// What `deploy/test.sh` installs. Missing elsewhere is said loudly, and is a failure where everything is required.

@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Rule;
 use crate::world::{EU, Made, World};
@@ -50,13 +50,18 @@ fn old_path(world: &World) {
     expect_served(&facts, &walked(world, &facts, &sandbox, prefix));
 }
 
+/// The SDKs refuse a sandbox that isn't for theirs.
+pub fn language() -> Value {
+    json!({ "code-toolbox-language": "python" })
+}
+
 /// The default snapshot has no entrypoint to look at.
-fn with_entrypoint(world: &World) -> Made<'_> {
+pub fn with_entrypoint(world: &World) -> Made<'_> {
     let dockerfile = format!(
         "FROM {}\nENTRYPOINT [\"sh\", \"-c\", \"echo the entrypoint runs; exec sleep infinity\"]\nUSER daytona\n",
         world.cluster.ready.default_snapshot
     );
-    let wish = json!({ "buildInfo": { "dockerfileContent": dockerfile } });
+    let wish = json!({ "buildInfo": { "dockerfileContent": dockerfile }, "labels": language() });
     let made = world.api(EU[0], Method::POST, "/sandbox", Some(wish)).expect(200).json();
     let path = format!("/sandbox/{}", made["id"].as_str().expect("an id"));
     let shown = world.eventually(Duration::from_secs(60), || {
@@ -85,17 +90,23 @@ fn walked(world: &World, facts: &Facts, sandbox: &Made<'_>, prefix: String) -> O
     walk.outcomes
 }
 
-/// What needs a desktop is called for real where there is one. What fails there counts; what it says otherwise is the default
-/// snapshot's.
-fn with_desktop(world: &World, facts: &Facts, outcomes: &mut Outcomes) {
+/// Where it is built. Missing, it is said loudly, and is a failure where everything is required.
+pub fn desktop_snapshot(world: &World) -> Option<String> {
     let snapshots = world.get(EU[0], "/snapshots?limit=200").expect(200).json();
     let mut names =
         snapshots["items"].as_array().expect("a list").iter().filter_map(|item| item["name"].as_str());
-    let Some(name) = names.find(|name| name.contains("desktop")) else {
+    let found = names.find(|name| name.contains("desktop")).map(str::to_owned);
+    if found.is_none() {
         assert!(std::env::var_os("ATOLL_TESTS_REQUIRE_ALL").is_none(), "there is no desktop snapshot");
         eprintln!("SKIPPED: computer use for real; build the desktop snapshot");
-        return;
-    };
+    }
+    found
+}
+
+/// What needs a desktop is called for real where there is one. What fails there counts; what it says otherwise is the default
+/// snapshot's.
+fn with_desktop(world: &World, facts: &Facts, outcomes: &mut Outcomes) {
+    let Some(name) = desktop_snapshot(world) else { return };
     let sandbox = world.create_with(EU[0], json!({ "snapshot": name }));
     let prefix = format!("/toolbox/{}", sandbox.id);
     let mut walk = Walk::new(world, facts, &sandbox, prefix);
