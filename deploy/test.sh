@@ -10,6 +10,7 @@ PYTHON_SDK=daytona==0.226.1
 # One from the middle, the first years' last, and the last that uses the API's own toolbox routes.
 OLDER_PYTHON_SDKS=(daytona==0.150.0 daytona==0.115.2 daytona==0.110.2)
 NODE_SDK=@daytonaio/sdk@0.218.0
+SCHEMATHESIS=schemathesis==4.32.5
 CARGO_DENY=0.20.2
 cache=$(cache_dir)
 
@@ -51,6 +52,9 @@ install_sdks() {
     install_once "$folder" install_python "$sdk" & pids+=($!)
     older_pythons+=("$folder/python/bin/python")
   done
+  folder=$(kept schemathesis "$SCHEMATHESIS")
+  install_once "$folder" install_python "$SCHEMATHESIS" & pids+=($!)
+  schemathesis=$folder/python/bin/schemathesis
   for pid in "${pids[@]}"; do wait "$pid"; done
 }
 
@@ -63,7 +67,7 @@ run_tests() {
   export ATOLL_DAEMON_BINARY=$CARGO_TARGET_DIR/daemon-static/$(uname -m)-unknown-linux-gnu/daemon/atoll-daemon
   export ATOLL_BINARY=$CARGO_TARGET_DIR/debug/atoll
   export ATOLL_TESTS_REQUIRE_ALL=1 ATOLL_PYTHON=$sdks/python/bin/python ATOLL_NODE_MODULES=$sdks/node/node_modules
-  export ATOLL_OLDER_PYTHONS="${older_pythons[*]}"
+  export ATOLL_OLDER_PYTHONS="${older_pythons[*]}" ATOLL_SCHEMATHESIS=$schemathesis
   cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
 }
 

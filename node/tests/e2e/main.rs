@@ -2,6 +2,7 @@
 //! and each runtime gets the same trials but for those that name what only one can do.
 
 mod api;
+mod bad_input;
 mod builds;
 mod catalogue;
 mod disks;
@@ -42,7 +43,10 @@ fn rules(runtime: Runtime) -> Vec<Rule> {
     .concat();
     match runtime {
         // Images are the node's store's, which Docker's engine does not look into.
-        Runtime::Embedded => [&both[..], builds::RULES, catalogue::RULES, toolbox::RULES].concat(),
+        Runtime::Embedded => {
+            [&both[..], bad_input::RULES, builds::RULES, catalogue::RULES, sdk::METHODS, toolbox::RULES]
+                .concat()
+        }
         Runtime::Docker => both,
     }
 }

@@ -13,6 +13,10 @@ pub const RULES: &[Rule] = &[
     ("the_npm_sdk_runs_its_story_over_three_nodes", npm),
     ("the_python_sdk_uploads_build_contexts", python_contexts),
     ("the_npm_sdk_uploads_build_contexts", npm_contexts),
+];
+
+/// In a sandbox whose image is built for it.
+pub const METHODS: &[Rule] = &[
     ("every_method_of_the_python_sdk_works_in_a_sandbox", python_methods),
     ("every_method_of_older_python_sdks_works_in_a_sandbox", older_python_methods),
     ("every_method_of_the_npm_sdk_works_in_a_sandbox", npm_methods),
@@ -132,7 +136,7 @@ fn played(command: &mut Command) -> Result<String, String> {
 }
 
 /// What `deploy/test.sh` installs. Missing elsewhere is said loudly, and is a failure where everything is required.
-fn provided(name: &str) -> Option<String> {
+pub fn provided(name: &str) -> Option<String> {
     let value = std::env::var(name).ok();
     if value.is_none() {
         assert!(std::env::var_os("ATOLL_TESTS_REQUIRE_ALL").is_none(), "{name} is not set");

@@ -1,7 +1,8 @@
 //! Every operation of the toolbox, called for real on a running sandbox through a node that doesn't own it, and the table of them:
 //! `daemon/COVERAGE.md`. With ATOLL_WRITE_COVERAGE=1 the table is written anew; otherwise it must be as it is.
 
-mod facts;
+pub mod facts;
+pub mod openapi;
 mod steps;
 mod walk;
 
