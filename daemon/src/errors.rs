@@ -96,7 +96,7 @@ impl ApiError {
             PermissionDenied | ReadOnlyFilesystem => ApiError::file_access_denied(format!("{error}: {path}")),
             AlreadyExists => ApiError::conflict(format!("already exists: {path}")),
             NotADirectory | IsADirectory | InvalidInput | InvalidFilename | InvalidData
-            | DirectoryNotEmpty => ApiError::invalid_path(format!("{error}: {path}")),
+            | DirectoryNotEmpty | Unsupported => ApiError::invalid_path(format!("{error}: {path}")),
             StorageFull | QuotaExceeded | FileTooLarge => ApiError::unprocessable(format!("{error}: {path}")),
             _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
                 ApiError::invalid_path(format!("{error}: {path}"))

@@ -17,12 +17,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tower_service::Service;
 
+use crate::guests::{Answering, Asking, Guests};
 use crate::identity::{Room, Rooms};
 use crate::linger::Lingering;
 
 const PREAMBLE_DEADLINE: Duration = Duration::from_secs(5);
 const GREETING_MAX: usize = 64;
-const CONNECTIONS_MAX: usize = 1024;
 /// Also how long an idle kept-alive connection is held. Longer than any pool of the node keeps one.
 const HEADER_DEADLINE: Duration = Duration::from_secs(120);
 /// Headers and the pieces of a body are read in buffers of at most this.
@@ -36,6 +36,7 @@ pub async fn serve(listener: TcpListener, secret: &str, rooms: Arc<Rooms>) -> In
     let mut greeting: JoinSet<Option<(TcpStream, Room)>> = JoinSet::new();
     let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
     let mut connections: JoinSet<()> = JoinSet::new();
+    let mut guests = Guests::default();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -52,11 +53,18 @@ pub async fn serve(listener: TcpListener, secret: &str, rooms: Arc<Rooms>) -> In
                 }
             },
             Some(greeted) = greeting.join_next() => {
-                // The owner comes in also when everybody else has filled the house.
-                if let Ok(Some((stream, room))) = greeted
-                    && (room == Room::Owner || connections.len() < CONNECTIONS_MAX)
-                {
-                    connections.spawn(converse(stream, room, rooms.clone()));
+                match greeted {
+                    // The owner comes in also when everybody else has filled the house.
+                    Ok(Some((stream, Room::Owner))) => {
+                        connections.spawn(converse(stream, Room::Owner, rooms.clone(), Asking::default()));
+                    }
+                    Ok(Some((stream, room))) if guests.make_room() => {
+                        let asking = Asking::default();
+                        let connection = converse(stream, room, rooms.clone(), asking.clone());
+                        guests.add(connections.spawn(connection), asking);
+                    }
+                    Ok(Some(_)) => tracing::debug!("everybody in a full house is being answered"),
+                    Ok(None) | Err(_) => {}
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -100,11 +108,13 @@ fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && difference == 0
 }
 
-async fn converse(stream: TcpStream, room: Room, rooms: Arc<Rooms>) {
+async fn converse(stream: TcpStream, room: Room, rooms: Arc<Rooms>, asking: Asking) {
     // Answers are small and latency counts; a failure only costs time.
     let _ = stream.set_nodelay(true);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        rooms.router(room).call(request.map(Body::new))
+        let _asking = asking.clone();
+        let answered = rooms.router(room).call(request.map(Body::new));
+        async move { Ok::<_, Infallible>(answered.await?.map(|body| Answering { body, _asking })) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -27,6 +27,7 @@ mod channel;
 mod desktop;
 mod files;
 mod git;
+mod guests;
 mod info;
 mod interpreter;
 mod lsp;

@@ -41,6 +41,7 @@ pub async fn forward(State(daemon): State<Arc<Daemon>>, mut request: Request) ->
     });
 
     let upgrade = request.headers().get(header::UPGRADE).cloned();
+    let seat = upgrade.as_ref().map(|_| daemon.sockets.seat()).transpose()?;
     let downstream = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     parts.uri = uri;
@@ -54,6 +55,7 @@ pub async fn forward(State(daemon): State<Arc<Daemon>>, mut request: Request) ->
     if let (StatusCode::SWITCHING_PROTOCOLS, Some(downstream)) = (response.status(), downstream) {
         let upstream = hyper::upgrade::on(&mut response);
         tokio::spawn(async move {
+            let _seat = seat;
             let Ok((downstream, upstream)) = tokio::try_join!(downstream, upstream) else { return };
             let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
             // How it ended is between the two.

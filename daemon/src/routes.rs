@@ -24,6 +24,7 @@ use crate::metrics::Sampler;
 use crate::pty::Terminals;
 use crate::session::Sessions;
 use crate::shells::Shells;
+use crate::websocket::Sockets;
 use crate::{
     channel, desktop, errors, files, git, info, interpreter, lsp, metrics, ports, process, proxy, pty,
     session,
@@ -44,6 +45,7 @@ pub struct Daemon {
     pub desktop: Arc<Desktop>,
     pub metrics: Arc<Sampler>,
     pub git: Arc<git::Operations>,
+    pub sockets: Arc<Sockets>,
     pub work_dir: PathBuf,
     /// What the image says; the user's home is next.
     image_work_dir: Option<PathBuf>,
@@ -80,6 +82,7 @@ impl Daemon {
             desktop: Arc::default(),
             metrics: Arc::default(),
             git: Arc::default(),
+            sockets: Arc::default(),
             work_dir,
             image_work_dir,
             accounts_dir,
@@ -111,6 +114,7 @@ impl Daemon {
             desktop: self.desktop.clone(),
             metrics: self.metrics.clone(),
             git: self.git.clone(),
+            sockets: self.sockets.clone(),
             work_dir,
             image_work_dir: self.image_work_dir.clone(),
             accounts_dir: self.accounts_dir.clone(),

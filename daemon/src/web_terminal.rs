@@ -35,6 +35,7 @@ use tower_service::Service;
 use crate::errors::{self, ApiError};
 use crate::identity::Rooms;
 use crate::routes::Daemon;
+use crate::websocket::accept;
 
 const CONNECTIONS_MAX: usize = 64;
 const HEADER_DEADLINE: Duration = Duration::from_secs(30);
@@ -103,10 +104,8 @@ async fn open(
     if !is_own_page(&headers) {
         return Err(ApiError::forbidden("the web terminal is opened from its own page only"));
     }
-    Ok(upgrade
-        .max_message_size(socket::INPUT_BYTES_MAX)
-        .max_frame_size(socket::INPUT_BYTES_MAX)
-        .on_upgrade(move |socket| socket::converse(socket, daemon)))
+    let seat = daemon.sockets.seat()?;
+    Ok(accept(upgrade, seat, socket::INPUT_BYTES_MAX, |socket| socket::converse(socket, daemon)))
 }
 
 /// A browser says which site opens a WebSocket, and sends the cookies of ours whichever it is. Who is no browser says nothing.

@@ -15,7 +15,7 @@ use super::socket::{self, REQUEST_BYTES_MAX};
 use super::{Context, InterpreterError, LANGUAGE};
 use crate::errors::{ApiError, JsonBody};
 use crate::routes::Daemon;
-use crate::websocket::choose_first_protocol;
+use crate::websocket::{accept, choose_first_protocol};
 
 impl From<InterpreterError> for ApiError {
     fn from(error: InterpreterError) -> ApiError {
@@ -88,8 +88,6 @@ pub async fn execute(
 ) -> Result<Response, ApiError> {
     let mut upgrade = upgrade.map_err(|_| ApiError::bad_request("this route is a WebSocket"))?;
     choose_first_protocol(&mut upgrade);
-    Ok(upgrade
-        .max_message_size(REQUEST_BYTES_MAX)
-        .max_frame_size(REQUEST_BYTES_MAX)
-        .on_upgrade(move |socket| socket::converse(socket, daemon)))
+    let seat = daemon.sockets.seat()?;
+    Ok(accept(upgrade, seat, REQUEST_BYTES_MAX, |socket| socket::converse(socket, daemon)))
 }

@@ -23,6 +23,7 @@ use crate::errors::{ApiError, JsonBody, Params};
 use crate::launch::Launch;
 use crate::process::checked_envs;
 use crate::routes::Daemon;
+use crate::websocket::{Seat, accept};
 
 const EXIT_CONTROL_PROTOCOL: &str = "X-Daytona-Pty-Exit-Control";
 const ENVS_PROTOCOL: &str = "X-Daytona-Pty-Envs~";
@@ -162,8 +163,9 @@ pub async fn connect(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let (upgrade, offered) = negotiate(upgrade)?;
+    let seat = daemon.sockets.seat()?;
     let found = daemon.terminals.find(&session_id).map_err(ApiError::from);
-    Ok(serve(upgrade, offered.exit_control, daemon, found))
+    Ok(serve(upgrade, seat, offered.exit_control, daemon, found))
 }
 
 /// A whole terminal in one request: what the query and the subprotocols say is created, connected, and gone when its shell ends.
@@ -181,6 +183,7 @@ pub async fn create_connect(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let (upgrade, offered) = negotiate(upgrade)?;
+    let seat = daemon.sockets.seat()?;
     let created = match (query.id.filter(|id| !id.is_empty()), offered.envs) {
         (None, _) => Err(ApiError::bad_request("id is missing")),
         (_, Err(error)) => Err(error),
@@ -189,26 +192,25 @@ pub async fn create_connect(
             create_terminal(&daemon, CreateRequest { id: Some(id), cwd, envs, cols, rows, lazy_start: None })
         }
     };
-    Ok(serve(upgrade, offered.exit_control, daemon, created))
+    Ok(serve(upgrade, seat, offered.exit_control, daemon, created))
 }
 
 /// A WebSocket client can't read an HTTP refusal: it is told over the socket.
 fn serve(
     upgrade: WebSocketUpgrade,
+    seat: Seat,
     exit_control: ExitControl,
     daemon: Arc<Daemon>,
     terminal: Result<Arc<Terminal>, ApiError>,
 ) -> Response {
-    upgrade.max_message_size(INPUT_BYTES_MAX).max_frame_size(INPUT_BYTES_MAX).on_upgrade(
-        move |socket| async move {
-            let attached =
-                terminal.and_then(|terminal| Ok(daemon.terminals.attach(&terminal, &daemon.launcher)?));
-            match attached {
-                Ok(attached) => socket::converse(socket, attached, exit_control).await,
-                Err(error) => socket::refuse(socket, error.to_string()).await,
-            }
-        },
-    )
+    accept(upgrade, seat, INPUT_BYTES_MAX, async move |socket| {
+        let attached =
+            terminal.and_then(|terminal| Ok(daemon.terminals.attach(&terminal, &daemon.launcher)?));
+        match attached {
+            Ok(attached) => socket::converse(socket, attached, exit_control).await,
+            Err(error) => socket::refuse(socket, error.to_string()).await,
+        }
+    })
 }
 
 struct Offered {

@@ -19,10 +19,12 @@ use super::{Command, ENTRYPOINT, Session, SessionError};
 use crate::errors::{ApiError, JsonBody, Params};
 use crate::launch::Launch;
 use crate::routes::Daemon;
-use crate::websocket::{choose_first_protocol, close};
+use crate::websocket::{accept, choose_first_protocol, close};
 
 /// A follower that takes nothing for this long is gone.
 const FOLLOWER_DEADLINE: Duration = Duration::from_secs(60);
+/// Of one message from a follower, who has nothing to say.
+const FOLLOWER_BYTES_MAX: usize = 64 * 1024;
 
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> ApiError {
@@ -200,7 +202,8 @@ pub async fn logs(
     Params(query): Params<LogsQuery>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    answer_logs(find_command(&daemon, &session_id, &command_id)?, headers, query, upgrade.ok()).await
+    let command = find_command(&daemon, &session_id, &command_id)?;
+    answer_logs(&daemon, command, headers, query, upgrade.ok()).await
 }
 
 pub async fn show_entrypoint(State(daemon): State<Arc<Daemon>>) -> Result<Json<SessionView>, ApiError> {
@@ -216,7 +219,7 @@ pub async fn entrypoint_logs(
     let session = daemon.sessions.find(ENTRYPOINT)?;
     let command =
         session.commands().into_iter().next().ok_or_else(|| ApiError::process_not_found("no entrypoint"))?;
-    answer_logs(command, headers, query, upgrade.ok()).await
+    answer_logs(&daemon, command, headers, query, upgrade.ok()).await
 }
 
 fn find_command(daemon: &Daemon, session_id: &str, command_id: &str) -> Result<Arc<Command>, ApiError> {
@@ -238,6 +241,7 @@ async fn read_log(command: &Command) -> Result<Vec<u8>, ApiError> {
 }
 
 async fn answer_logs(
+    daemon: &Daemon,
     command: Arc<Command>,
     headers: HeaderMap,
     query: LogsQuery,
@@ -249,7 +253,8 @@ async fn answer_logs(
             return Err(ApiError::bad_request("a log WebSocket needs follow=true"));
         }
         choose_first_protocol(&mut upgrade);
-        return Ok(upgrade.on_upgrade(move |socket| send_log(socket, command)));
+        let seat = daemon.sockets.seat()?;
+        return Ok(accept(upgrade, seat, FOLLOWER_BYTES_MAX, |socket| send_log(socket, command)));
     }
     let raw = read_log(&command).await?;
     Ok(match LogShape::asked_for(&headers) {

@@ -1,5 +1,6 @@
 //! Drives the real daemon over its real socket, as the node does. Needs root, as the daemon in a sandbox has it.
 
+mod abuse;
 mod channels;
 mod charts;
 mod desktop;
