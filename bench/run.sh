@@ -4,7 +4,7 @@
 #
 #   bench/run.sh                  everything
 #   bench/run.sh create delete    only these, in place of the whole table
-#                                 (create starts warm burst delete exec idle commit preview ssh)
+#                                 (create starts warm burst delete exec files live idle commit preview ssh)
 #
 # RUNTIME=docker    measures the docker runtime's nodes instead of the embedded runtime's
 # MANY=500          idle sandboxes kept at once

@@ -134,6 +134,13 @@ impl Cluster {
         self.authorized(method, format!("{}/toolbox/{sandbox_id}{path}", self.ready.nodes[node].http))
     }
 
+    /// Where a node takes HTTP, as `host:port`, and the key that it wants to see.
+    pub fn door(&self, node: usize) -> Result<(&str, &str)> {
+        let http = &self.ready.nodes[node].http;
+        let address = http.strip_prefix("http://").context("a node's address is no plain HTTP")?;
+        Ok((address, &self.ready.api_key))
+    }
+
     fn authorized(&self, method: Method, url: String) -> RequestBuilder {
         self.http.request(method, url).bearer_auth(&self.ready.api_key)
     }

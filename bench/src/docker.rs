@@ -1,6 +1,7 @@
 //! Docker as a reference: by its command, as people use it, and by the engine's API over its Unix socket, which spares the
 //! start of a client process and is the least that any product on top of Docker pays.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -96,6 +97,14 @@ async fn run(name: &str, like: &Like, options: &[&str], command: &[&str]) -> Res
 
 pub async fn exec(name: &str) -> Result<()> {
     docker(&["exec", name, "true"]).await.map(drop)
+}
+
+pub async fn copy_in(name: &str, from: &Path, to: &str) -> Result<()> {
+    docker(&["cp", &from.to_string_lossy(), &format!("{name}:{to}")]).await.map(drop)
+}
+
+pub async fn copy_out(name: &str, from: &str, to: &Path) -> Result<()> {
+    docker(&["cp", &format!("{name}:{from}"), &to.to_string_lossy()]).await.map(drop)
 }
 
 pub async fn remove(name: &str) -> Result<()> {

@@ -18,7 +18,9 @@ mod commit;
 mod create;
 mod delete;
 mod exec;
+mod files;
 mod idle;
+mod live;
 mod preview;
 mod ssh;
 mod starts;
@@ -113,6 +115,10 @@ enum Measurement {
     Burst,
     Delete,
     Exec,
+    /// Into a sandbox and out of it.
+    Files,
+    /// A followed log, and the echo of a terminal.
+    Live,
     Idle,
     Commit,
     Preview,
@@ -206,6 +212,8 @@ async fn run(args: RunArgs) -> Result<()> {
             Measurement::Burst => burst::measure(&cluster, effort, &mut report).await,
             Measurement::Delete => delete::measure(&cluster, image, effort, &mut report).await,
             Measurement::Exec => exec::measure(&cluster, image, effort, &mut report).await,
+            Measurement::Files => files::measure(&cluster, image, &work_dir, effort, &mut report).await,
+            Measurement::Live => live::measure(&cluster, effort, &mut report).await,
             Measurement::Idle => idle::measure(&cluster, args.many, effort, &mut report).await,
             Measurement::Commit => commit::measure(&cluster, &work_dir, effort, &mut report).await,
             Measurement::Preview => preview::measure(&cluster, image, &work_dir, effort, &mut report).await,

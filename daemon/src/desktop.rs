@@ -18,14 +18,14 @@ mod settings;
 
 use std::path::{Path, PathBuf};
 
+use atoll_api::access::{NOVNC_PORT, VNC_PORT};
+
 use crate::environment::Variables;
 use crate::errors::ApiError;
 use crate::routes::Daemon;
 pub use session::Desktop;
 
 const DISPLAY: &str = ":1";
-const VNC_PORT: u16 = 5901;
-const NOVNC_PORT: u16 = 6080;
 /// Where Debian keeps the pages of noVNC.
 const NOVNC_PAGES: &str = "/usr/share/novnc";
 
