@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use atoll_api::access::{Caller, Credential, Target, authorize};
 use atoll_api::egress::Change;
 use atoll_api::ids::{NodeId, RegionName, RegionOrdinal, RequestId, SandboxId};
-use atoll_api::rest::SandboxState;
+use atoll_api::rest::{BuildProgress, SandboxState};
 use atoll_api::sandbox::{Desired, Phase, Resources, SandboxSpec};
 use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
 use atoll_certs::seal::ClusterSecret;
@@ -248,7 +248,12 @@ impl RegionVerbs {
         .await?;
         info!(%sandbox_id, %snapshot_id, "created, to be built");
         let view = self.settled(sandbox_id, Duration::ZERO, |_| true).await?;
-        view.map(answer).ok_or_else(|| not_found(&sandbox_id))
+        let mut view = view.ok_or_else(|| not_found(&sandbox_id))?;
+        // However quick the builder was: SDKs show a build's log only when the create has answered that it is to come.
+        if let Some(build) = &mut view.build {
+            build.progress = BuildProgress::Waiting;
+        }
+        Ok(answer(view))
     }
 
     /// Waits for a new sandbox to run or fail.

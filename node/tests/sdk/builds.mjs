@@ -35,7 +35,9 @@ assert.equal((await (await two.get(sandbox.id)).process.executeCommand(proof)).r
 
 const name = `npm-built-${mark}`
 const logs = []
-const snapshot = await two.snapshot.create({ name, image }, { timeout: 120, onLogs: (line) => logs.push(line) })
+// Longer than the SDK waits between two looks, or it would show no log.
+const slow = image.runCommands('sleep 3')
+const snapshot = await two.snapshot.create({ name, image: slow }, { timeout: 120, onLogs: (line) => logs.push(line) })
 assert.equal(snapshot.state, 'active')
 assert.match(logs.join('\n'), /Built/)
 const made = await one.create({ snapshot: name }, { timeout: 60 })

@@ -17,6 +17,7 @@ from daytona import (
     DaytonaConfig,
     DaytonaError,
     Image,
+    ListSandboxesQuery,
     Resources,
 )
 
@@ -74,7 +75,12 @@ assert lines == [] and again.process.exec(proof).result == expected, lines
 name = f"python-built-{mark}"
 lines.clear()
 snapshot = two.snapshot.create(
-    CreateSnapshotParams(name=name, image=image.entrypoint(["sleep", "infinity"]), resources=Resources(cpu=1, memory=1, disk=3)),
+    # Longer than the SDK waits between two looks, or it would show no log.
+    CreateSnapshotParams(
+        name=name,
+        image=image.run_commands("sleep 3").entrypoint(["sleep", "infinity"]),
+        resources=Resources(cpu=1, memory=1, disk=3),
+    ),
     on_logs=lines.append,
     timeout=120,
 )
@@ -87,10 +93,14 @@ one.snapshot.delete(snapshot)
 # What cannot be built says why.
 broken = Image.base(base).run_commands(f"echo {mark} is broken >&2; exit 3")
 try:
-    one.create(CreateSandboxFromImageParams(image=broken), timeout=120)
+    one.create(CreateSandboxFromImageParams(image=broken, labels={"broken": mark}), timeout=120)
     raise AssertionError("built")
 except DaytonaError as error:
-    assert f"{mark} is broken" in str(error) and "exit code 3" in str(error), error
+    assert "BUILD_FAILED" in str(error), error
+# When the SDK hears of the failure by an event, its error has no reason yet.
+(failed,) = one.list(ListSandboxesQuery(labels={"broken": mark}))
+reason = one.get(failed.id).error_reason
+assert f"{mark} is broken" in reason and "exit code 3" in reason, reason
 
 
 async def asynchronously() -> None:
