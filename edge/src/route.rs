@@ -7,7 +7,7 @@ use atoll_api::preview_host::{PreviewHost, PreviewHostError};
 
 use crate::head::Host;
 use crate::refusal::Refusal;
-use crate::target::{self, ToolboxPath};
+use crate::target::{self, ToolboxPath, ToolboxTarget};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route<'a> {
@@ -27,7 +27,7 @@ pub fn route<'a>(host: &Host, target: &'a [u8], preview_domain: &str) -> Result<
         Err(PreviewHostError::NotPreview) => {}
     }
     match target::split_toolbox(target) {
-        Some((path, segment, rest)) => {
+        Some(ToolboxTarget { path, segment, rest }) => {
             let sandbox_id = std::str::from_utf8(segment).ok().and_then(|id| id.parse().ok());
             let sandbox_id = sandbox_id.ok_or(Refusal::SandboxNotFound)?;
             Ok(Route::Toolbox { sandbox_id, path, target: rest })

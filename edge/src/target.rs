@@ -71,8 +71,16 @@ impl ToolboxPath {
     }
 }
 
-/// A path of a toolbox: the segment that says whose, and the rest as it will be sent on (always beginning with `/`).
-pub fn split_toolbox(target: &[u8]) -> Option<(ToolboxPath, &[u8], Cow<'_, [u8]>)> {
+#[derive(Debug, PartialEq, Eq)]
+pub struct ToolboxTarget<'a> {
+    pub path: ToolboxPath,
+    /// Says whose.
+    pub segment: &'a [u8],
+    /// As it will be sent on, always beginning with `/`.
+    pub rest: Cow<'a, [u8]>,
+}
+
+pub fn split_toolbox(target: &[u8]) -> Option<ToolboxTarget<'_>> {
     let (path, tail) = match target.strip_prefix(b"/toolbox/") {
         Some(tail) => (ToolboxPath::Own, tail),
         None => (ToolboxPath::OfTheApi, target.strip_prefix(b"/api/toolbox/")?),
@@ -90,7 +98,7 @@ pub fn split_toolbox(target: &[u8]) -> Option<(ToolboxPath, &[u8], Cow<'_, [u8]>
         Some(b'/') => Cow::Borrowed(rest),
         _ => Cow::Owned([b"/", rest].concat()),
     };
-    Some((path, segment, rest))
+    Some(ToolboxTarget { path, segment, rest })
 }
 
 fn end_of_segment(tail: &[u8]) -> usize {
@@ -191,8 +199,9 @@ mod tests {
             ("/api/toolbox/x/toolbox", OfTheApi, "x", "/"),
             ("/api/toolbox/x/toolbox?q", OfTheApi, "x", "/?q"),
         ] {
-            let (got_path, got_id, got_rest) = split_toolbox(target.as_bytes()).unwrap();
-            assert_eq!((got_path, got_id, &*got_rest), (path, id.as_bytes(), rest.as_bytes()), "{target}");
+            let (segment, rest) = (id.as_bytes(), rest.as_bytes().into());
+            let expected = ToolboxTarget { path, segment, rest };
+            assert_eq!(split_toolbox(target.as_bytes()), Some(expected), "{target}");
         }
         for target in
             ["/toolboxes/x", "/toolbox", "/api/toolbox/x", "/api/toolbox/x/toolboxes", "/api/toolbox/x/y"]
