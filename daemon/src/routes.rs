@@ -265,7 +265,9 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/lsp/did-close", post(lsp::routes::did_close))
         .route("/lsp/completions", post(lsp::routes::complete))
         .route("/lsp/document-symbols", get(lsp::routes::document_symbols))
-        .route("/lsp/workspacesymbols", get(lsp::routes::workspace_symbols));
+        .route("/lsp/workspacesymbols", get(lsp::routes::workspace_symbols))
+        // As SDKs up to 0.110 call it.
+        .route("/lsp/workspace-symbols", get(lsp::routes::workspace_symbols));
     Router::new()
         .route("/version", get(info::version))
         .route("/work-dir", get(info::work_dir))

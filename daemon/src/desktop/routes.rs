@@ -107,9 +107,11 @@ async fn restart(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) ->
     Ok(Json(json!({ "message": format!("{name} runs again"), "processName": name })))
 }
 
+/// Here as below, SDKs up to 0.110 write `show_cursor`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct CursorQuery {
+    #[serde(alias = "show_cursor")]
     show_cursor: Option<bool>,
 }
 
@@ -121,6 +123,7 @@ struct RegionQuery {
     y: i32,
     width: i32,
     height: i32,
+    #[serde(alias = "show_cursor")]
     show_cursor: Option<bool>,
     format: Option<Format>,
     quality: Option<u8>,
@@ -130,6 +133,7 @@ struct RegionQuery {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct CompressedQuery {
+    #[serde(alias = "show_cursor")]
     show_cursor: Option<bool>,
     format: Option<Format>,
     quality: Option<u8>,
@@ -213,7 +217,9 @@ struct Displays {
 
 #[derive(Serialize)]
 struct Windows {
-    windows: Box<RawValue>,
+    windows: Vec<Box<RawValue>>,
+    /// SDKs up to 0.110 take no answer without it.
+    count: usize,
 }
 
 async fn display_info(State(daemon): State<Arc<Daemon>>) -> Reply<Json<Displays>> {
@@ -223,7 +229,9 @@ async fn display_info(State(daemon): State<Arc<Daemon>>) -> Reply<Json<Displays>
 
 async fn windows(State(daemon): State<Arc<Daemon>>) -> Reply<Json<Windows>> {
     let Json(windows) = ask(&daemon, &Ask::Windows).await?;
-    Ok(Json(Windows { windows }))
+    let windows: Vec<Box<RawValue>> = serde_json::from_str(windows.get())
+        .map_err(|error| ApiError::internal(format!("what the agent says of windows: {error}")))?;
+    Ok(Json(Windows { count: windows.len(), windows }))
 }
 
 /// The answer is what the agent says, as it is.
