@@ -91,6 +91,8 @@ install_rust
 timed docker start_docker
 timed format check_format
 timed "base snapshot" "$root/deploy/base/build.sh" >/dev/null
+# For the trials of computer use, which are the embedded runtime's.
+timed "desktop snapshot" env ATOLL_BASE_DOCKER=skip "$root/deploy/base/build.sh" desktop >/dev/null
 timed SDKs install_sdks
 timed lints check_lints
 timed build cargo build --workspace --locked

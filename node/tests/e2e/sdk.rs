@@ -55,7 +55,7 @@ fn older_python_methods(world: &World) {
 
 fn npm_methods(world: &World) {
     if provided("ATOLL_NODE_MODULES").is_some() {
-        let mut node = Command::new("node");
+        let mut node = in_time("node");
         node.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/methods.mjs"));
         methods_of(world, [node]);
     }
@@ -63,10 +63,17 @@ fn npm_methods(world: &World) {
 
 fn python_in_both_modes(python: &str) -> [Command; 2] {
     ["sync", "async"].map(|mode| {
-        let mut command = Command::new(python);
+        let mut command = in_time(python);
         command.args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/methods.py"), mode]);
         command
     })
+}
+
+/// An SDK that waits for what never comes ends in a failure.
+fn in_time(program: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["300", program]);
+    command
 }
 
 /// Each through a node that doesn't own its sandboxes. One that fails does not hide the next.

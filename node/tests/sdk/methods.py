@@ -3,15 +3,16 @@
 Arguments: `sync` or `async`, API key, a node's base URL, a sandbox with an entrypoint, and one with a desktop if there is one."""
 
 import asyncio
+import importlib
 import inspect
 import os
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from importlib.metadata import version
 
-import daytona
 from daytona import AsyncDaytona, CodeRunParams, Daytona, DaytonaConfig, DaytonaError, FileDownloadRequest, FileUpload, SessionExecuteRequest
 from daytona.common import lsp_server
 from daytona.common.computer_use import ScreenshotOptions, ScreenshotRegion
@@ -19,7 +20,9 @@ from daytona.common.pty import PtySize
 
 mode, key, base, sandbox_id = sys.argv[1:5]
 desktop_id = sys.argv[5] if len(sys.argv) > 5 else None
-Position = getattr(lsp_server, "LspCompletionPosition", None) or lsp_server.Position
+# Up to 0.110 the SDK takes its generated client's only.
+generated = importlib.import_module("daytona_api_client_async" if mode == "async" else "daytona_api_client")
+Position = getattr(lsp_server, "LspCompletionPosition", None) or generated.Position
 HOME = "/home/daytona"
 WHERE = f"{HOME}/methods-{mode}"
 PARTS_OF = f"daytona._{mode}."
@@ -114,7 +117,6 @@ async def entrypoint(process) -> None:
     assert shown.session_id == "entrypoint" and len(shown.commands) == 1, shown
     logs = await now(process.get_entrypoint_logs())
     assert logs.stdout == "the entrypoint runs\n", logs
-    # It goes on for as long as the entrypoint runs.
     seen, chunks = asyncio.Event(), []
 
     async def take(chunk: str) -> None:
@@ -124,7 +126,11 @@ async def entrypoint(process) -> None:
     async def follow() -> None:
         following = asyncio.create_task(process.get_entrypoint_logs_async(take, take))
         await asyncio.wait_for(seen.wait(), 20)
-        following.cancel()
+        # It is followed for as long as the entrypoint runs. (The SDK does not let itself be cancelled at any time.)
+        ended = process.exec("pkill -f '^sleep infinity'")
+        if inspect.isawaitable(ended):
+            await ended
+        await asyncio.wait_for(following, 20)
 
     await now(follow())
     assert "".join(chunks) == "the entrypoint runs\n", chunks
@@ -256,10 +262,11 @@ async def interpreters(interpreter) -> None:
     await now(interpreter.delete_context(context))
 
 
-async def computer_use(computer, tried) -> None:
+async def computer_use(computer, process, tried) -> None:
     """`tried` is given each call, and decides what is expected of it."""
     part = {name: Watched(value) for name, value in vars(computer.of).items() if type(value).__module__.startswith(PARTS_OF)}
-    await tried(lambda: computer.start())
+    if await tried(lambda: computer.start()):
+        await now(process.exec("setsid mousepad >/dev/null 2>&1 </dev/null &"))
     await tried(lambda: computer.get_status())
     for method in ("get_process_status", "get_process_logs", "get_process_errors"):
         await tried(lambda: getattr(computer, method)("xvfb"))
@@ -289,12 +296,24 @@ async def computer_use(computer, tried) -> None:
         await tried(lambda: keyboard.up("shift"))
     if "accessibility" in part:
         nodes = part["accessibility"]
+
+        async def found(**wish) -> str:
+            deadline = time.monotonic() + 30
+            while True:
+                answer = await tried(lambda: nodes.find_nodes(scope="all", **wish))
+                if answer is None:
+                    return "none"
+                if answer.matches:
+                    return answer.matches[0].id
+                assert time.monotonic() < deadline, wish
+                time.sleep(0.1)
+
+        editor = await found(role="text", states=["editable"], limit=5)
+        quit = await found(role="menu item", name="Quit", name_match="exact")
         await tried(lambda: nodes.get_tree(scope="all", max_depth=4))
-        found = await tried(lambda: nodes.find_nodes(scope="all", role="text", limit=5))
-        node = found.matches[0].id if found else "none"
-        await tried(lambda: nodes.focus_node(node))
-        await tried(lambda: nodes.set_node_value(node, "by the tree"))
-        await tried(lambda: nodes.invoke_node(node))
+        await tried(lambda: nodes.focus_node(editor))
+        await tried(lambda: nodes.set_node_value(editor, "by the tree"))
+        await tried(lambda: nodes.invoke_node(quit))
     if recording:
         id = recorded.id if recorded else "none"
         local = os.path.join(tempfile.mkdtemp(), "recording.mp4")
@@ -345,10 +364,10 @@ async def play(client) -> None:
     await attempt("language servers", language_servers(sandbox, process))
     if "code_interpreter" in parts:
         await attempt("interpreters", interpreters(parts["code_interpreter"]))
-    await attempt("computer use", computer_use(parts["computer_use"], without_desktop))
+    await attempt("computer use", computer_use(parts["computer_use"], process, without_desktop))
     if desktop_id:
         desktop = await now(client.get(desktop_id))
-        await attempt("computer use on a desktop", computer_use(Watched(desktop.computer_use), on_desktop))
+        await attempt("computer use on a desktop", computer_use(Watched(desktop.computer_use), desktop.process, on_desktop))
     await attempt("afterwards", afterwards(process))
 
 

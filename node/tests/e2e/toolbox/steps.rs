@@ -6,12 +6,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::walk::{Walk, call};
+use super::walk::{Outcome, Walk, call};
 use crate::doors::ECHO;
 
 const HOME: &str = "/home/daytona";
 /// A shell's own line, in a terminal.
 const LEAVE_WITH_5: &str = "echo shell-$((40+2)); exit 5\n";
+const EDITOR_DEADLINE: Duration = Duration::from_secs(30);
 const PORT_SCAN_DEADLINE: Duration = Duration::from_secs(20);
 
 pub fn info(walk: &mut Walk) {
@@ -360,16 +361,32 @@ fn region_of(region: bool) -> super::walk::Call {
     }
 }
 
-/// A window whose nodes can be focused, invoked and given a value.
+/// An editor, whose nodes can be focused, given a value and invoked.
 fn windows_and_nodes(walk: &mut Walk) {
+    let has_desktop = walk.outcomes.get("start_computer_use") == Some(&Outcome::Served);
+    if has_desktop {
+        walk.run("setsid mousepad >/dev/null 2>&1 </dev/null &");
+    }
+    let mut find = |wish: Value| {
+        let deadline = Instant::now() + EDITOR_DEADLINE;
+        loop {
+            let found = walk.call("find_accessibility_nodes", call().json(wish.clone()));
+            match found["matches"][0]["id"].as_str() {
+                Some(id) => break id.to_owned(),
+                None if has_desktop && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(100))
+                }
+                None => break "none".to_owned(),
+            }
+        }
+    };
+    let text = find(json!({ "scope": "all", "role": "text", "states": ["editable"], "limit": 5 }));
+    let quit = find(json!({ "scope": "all", "role": "menu item", "name": "Quit", "nameMatch": "exact" }));
     walk.call("get_windows", call());
     walk.call("get_accessibility_tree", call().query("scope", "all").query("maxDepth", 4));
-    let wish = json!({ "scope": "all", "role": "text", "limit": 5 });
-    let found = walk.call("find_accessibility_nodes", call().json(wish));
-    let id = found["matches"][0]["id"].as_str().unwrap_or("none").to_owned();
-    walk.call("focus_accessibility_node", call().json(json!({ "id": id })));
-    walk.call("set_accessibility_node_value", call().json(json!({ "id": id, "value": "by the tree" })));
-    walk.call("invoke_accessibility_node", call().json(json!({ "id": id })));
+    walk.call("focus_accessibility_node", call().json(json!({ "id": text })));
+    walk.call("set_accessibility_node_value", call().json(json!({ "id": text, "value": "by the tree" })));
+    walk.call("invoke_accessibility_node", call().json(json!({ "id": quit })));
 }
 
 /// What is served and in no list of the client.
