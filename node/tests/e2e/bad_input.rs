@@ -77,6 +77,7 @@ fn made_up_requests(world: &World) {
     let status = json!({ "command": "while read key value unit; do [ $key = VmRSS: ] && echo $value; done </proc/1/status" });
     let request = world.toolbox(node, &sandbox, Method::POST, "/process/execute").json(&status);
     let answer: Value = world.send(request).expect(200).json();
-    let resident: u64 = answer["result"].as_str().and_then(|kb| kb.trim().parse().ok()).expect("a number");
+    let resident: u64 =
+        answer["result"].as_str().and_then(|kb| kb.trim().parse().ok()).unwrap_or_else(|| panic!("{answer}"));
     assert!(resident < RESIDENT_KB_MAX, "the daemon takes {resident} KiB");
 }

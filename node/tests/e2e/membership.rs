@@ -121,7 +121,8 @@ fn join_and_remove(world: &World) {
         let cluster: Value = world.get(1, "/cluster").expect(200).json();
         (!cluster.to_string().contains(&id), cluster)
     });
-    assert_eq!(out["nodes"].as_array().unwrap().len(), 4, "{out}");
+    // Other trials' nodes may come and go meanwhile.
+    assert!(world.cluster.ready.nodes.iter().all(|node| out.to_string().contains(&node.id)), "{out}");
     // It is out of the mesh: it can no longer decide or read anything.
     world.eventually(Duration::from_secs(20), || {
         let request =
