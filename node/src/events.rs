@@ -13,9 +13,9 @@ use futures_util::future::select_all;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::control::build::build_of;
+use crate::control::build::{build_of, progress};
 use crate::control::verb::SandboxView;
-use crate::rest::{Event, SandboxEvent, SnapshotEvent, snapshot_state, state_of};
+use crate::rest::{Event, SandboxEvent, SnapshotEvent, public_state, snapshot_state, state_of};
 
 /// What listeners have been told.
 type Said = HashMap<SandboxId, Arc<SandboxView>>;
@@ -92,8 +92,9 @@ fn compare(
             // A member of a warm pool is nobody's: for its organization it is created when it is claimed.
             let sandboxes = state.sandboxes.iter().filter(|(_, record)| record.member_of().is_none());
             for (sandbox_id, record) in sandboxes {
-                let build = build_of(catalogue, record);
-                let same = |view: &&Arc<SandboxView>| view.record == *record && view.build == build;
+                // Of a build only how far it is can change while the record stays; its text may be long.
+                let state = public_state(record, progress(catalogue, record));
+                let same = |view: &&Arc<SandboxView>| view.record == *record && state_of(view) == state;
                 let known = said.and_then(|said| said.get(sandbox_id)).filter(same);
                 let view = known.cloned().unwrap_or_else(|| {
                     Arc::new(SandboxView {
@@ -101,7 +102,7 @@ fn compare(
                         region: home.clone(),
                         record: record.clone(),
                         last_activity_at_ms: record.updated_at_ms,
-                        build,
+                        build: build_of(catalogue, record),
                     })
                 });
                 now.insert(*sandbox_id, view);
