@@ -10,6 +10,8 @@ PYTHON_SDK=daytona==0.226.1
 # One from the middle, the first years' last, and the last that uses the API's own toolbox routes.
 OLDER_PYTHON_SDKS=(daytona==0.150.0 daytona==0.115.2 daytona==0.110.2)
 NODE_SDK=@daytonaio/sdk@0.218.0
+# What runs TypeScript in the daemon's tests.
+TS_NODE=(ts-node@10.9.2 typescript@5.9.3)
 SCHEMATHESIS=schemathesis==4.32.5
 CARGO_DENY=0.20.2
 cache=$(cache_dir)
@@ -38,13 +40,13 @@ install_python() {
 }
 install_both_sdks() {
   install_python "$1" "$2"
-  mkdir "$1/node" && (cd "$1/node" && npm init --yes >/dev/null && npm install --silent --no-audit --no-fund "$3")
+  mkdir "$1/node" && (cd "$1/node" && npm init --yes >/dev/null && npm install --silent --no-audit --no-fund "${@:3}")
 }
 
 install_sdks() {
   local sdk folder pid pids=()
-  sdks=$(kept sdks "$PYTHON_SDK" "$NODE_SDK")
-  install_once "$sdks" install_both_sdks "$PYTHON_SDK" "$NODE_SDK" & pids+=($!)
+  sdks=$(kept sdks "$PYTHON_SDK" "$NODE_SDK" "${TS_NODE[@]}")
+  install_once "$sdks" install_both_sdks "$PYTHON_SDK" "$NODE_SDK" "${TS_NODE[@]}" & pids+=($!)
   # Each has an environment of its own: they don't agree on what else they need.
   older_pythons=()
   for sdk in "${OLDER_PYTHON_SDKS[@]}"; do
