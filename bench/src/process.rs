@@ -95,7 +95,12 @@ mod tests {
         let process = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
         let this = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(process.is_there());
-        assert!(this.children_with("60").unwrap().contains(&process));
+        // The parent goes on in the middle of the child's exec, a moment before the kernel shows the new arguments.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !this.children_with("60").unwrap().contains(&process) {
+            assert!(std::time::Instant::now() < deadline, "its arguments never come");
+            std::thread::yield_now();
+        }
 
         child.kill().unwrap();
         child.wait().unwrap();
