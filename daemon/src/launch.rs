@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
@@ -16,6 +16,7 @@ use tokio::net::unix::pipe;
 
 use crate::accounts::Account;
 use crate::environment::Variables;
+use crate::interleaved::{Interleaved, Pipes};
 use crate::reaper::{ExitWatch, Reaper};
 
 #[derive(Clone)]
@@ -33,6 +34,15 @@ pub enum Input {
     /// Reads end at once.
     Empty,
     Piped,
+}
+
+impl Input {
+    fn stdio(self) -> Stdio {
+        match self {
+            Input::Empty => Stdio::null(),
+            Input::Piped => Stdio::piped(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,10 +94,7 @@ impl Launcher {
         kept: Option<BorrowedFd<'_>>,
     ) -> io::Result<Running> {
         let mut command = self.command(&launch, child::Terminal::None, kept)?;
-        command.stdin(match input {
-            Input::Empty => Stdio::null(),
-            Input::Piped => Stdio::piped(),
-        });
+        command.stdin(input.stdio());
         let merged = match output {
             Output::Merged => {
                 let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -113,10 +120,26 @@ impl Launcher {
         Ok(Running {
             pid,
             exit,
-            stdin: spawned.stdin.take().map(|fd| pipe::Sender::from_owned_fd(fd.into())).transpose()?,
+            stdin: sender(spawned.stdin.take())?,
             stdout,
             stderr: receiver(spawned.stderr.take().map(OwnedFd::from))?,
         })
+    }
+
+    /// As [`Launcher::start_with`], both outputs apart and in the order in which they are written.
+    pub fn start_interleaved(
+        &self,
+        launch: Launch,
+        input: Input,
+        kept: Option<BorrowedFd<'_>>,
+    ) -> io::Result<(Running, Interleaved)> {
+        let mut command = self.command(&launch, child::Terminal::None, kept)?;
+        let Pipes { stdout, stderr, ours } = Pipes::new()?;
+        command.stdin(input.stdio()).stdout(stdout).stderr(stderr);
+        let (pid, exit, mut spawned) = self.fork(&mut command)?;
+        drop(command);
+        let reader = Interleaved::new(ours, exit.clone());
+        Ok((Running { pid, exit, stdin: sender(spawned.stdin.take())?, stdout: None, stderr: None }, reader))
     }
 
     /// On a terminal, which becomes the controlling one of the new session.
@@ -150,6 +173,10 @@ impl Launcher {
         let pid = Pid::from_child(&spawned);
         Ok((pid, self.reaper.adopt(pid), spawned))
     }
+}
+
+fn sender(fd: Option<ChildStdin>) -> io::Result<Option<pipe::Sender>> {
+    fd.map(|fd| pipe::Sender::from_owned_fd(fd.into())).transpose()
 }
 
 fn receiver(fd: Option<OwnedFd>) -> io::Result<Option<pipe::Receiver>> {

@@ -29,6 +29,7 @@ mod files;
 mod git;
 mod guests;
 mod info;
+mod interleaved;
 mod interpreter;
 mod lsp;
 mod metrics;

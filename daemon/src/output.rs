@@ -18,43 +18,68 @@ const AFTER_EXIT_DEADLINE: Duration = Duration::from_secs(1);
 
 pub struct Stream {
     pipe: pipe::Receiver,
-    exit: ExitWatch,
-    after_exit: Option<AfterExit>,
+    tail: Tail,
     buffer: Box<[u8]>,
 }
 
-/// What stood in the pipe when the program was seen to have ended is read however slowly we are asked for it.
+/// When to stop reading from a process that has exited although its pipes are still open.
+pub struct Tail {
+    exit: ExitWatch,
+    after_exit: Option<AfterExit>,
+}
+
+/// What stood in the pipes when the program was seen to have ended is read however slowly we are asked for it.
 struct AfterExit {
     owed_bytes: usize,
     until: Instant,
 }
 
+impl Tail {
+    pub fn new(exit: ExitWatch) -> Tail {
+        Tail { exit, after_exit: None }
+    }
+
+    /// `waiting_bytes` tells what stands in the pipes now.
+    pub fn is_over(&mut self, waiting_bytes: impl FnOnce() -> usize) -> bool {
+        if self.exit.now().is_none() {
+            return false;
+        }
+        let after = self.after_exit.get_or_insert_with(|| AfterExit {
+            owed_bytes: waiting_bytes(),
+            until: Instant::now() + AFTER_EXIT_DEADLINE,
+        });
+        after.owed_bytes == 0 && Instant::now() > after.until
+    }
+
+    pub fn took(&mut self, bytes: usize) {
+        if let Some(after) = &mut self.after_exit {
+            after.owed_bytes = after.owed_bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// Resolves when the process has exited, and as long after that as a child of it may be silent.
+    pub async fn quiet(&mut self) {
+        self.exit.exited().await;
+        tokio::time::sleep(QUIET).await;
+    }
+}
+
 impl Stream {
     pub fn new(pipe: pipe::Receiver, exit: ExitWatch) -> Stream {
-        Stream { pipe, exit, after_exit: None, buffer: vec![0; CHUNK_BYTES].into() }
+        Stream { pipe, tail: Tail::new(exit), buffer: vec![0; CHUNK_BYTES].into() }
     }
 
     /// `None` is the end. Cancel-safe.
     pub async fn next(&mut self) -> Option<&[u8]> {
-        if self.exit.now().is_some() {
-            let pipe = &self.pipe;
-            let after = self.after_exit.get_or_insert_with(|| AfterExit {
-                owed_bytes: rustix::io::ioctl_fionread(pipe).map_or(0, |bytes| bytes as usize),
-                until: Instant::now() + AFTER_EXIT_DEADLINE,
-            });
-            if after.owed_bytes == 0 && Instant::now() > after.until {
-                return None;
-            }
+        if self.tail.is_over(|| rustix::io::ioctl_fionread(&self.pipe).map_or(0, |bytes| bytes as usize)) {
+            return None;
         }
-        let exit = &mut self.exit;
         let read = tokio::select! {
             biased;
             read = self.pipe.read(&mut self.buffer) => read.unwrap_or(0),
-            () = async { exit.exited().await; tokio::time::sleep(QUIET).await } => 0,
+            () = self.tail.quiet() => 0,
         };
-        if let Some(after) = &mut self.after_exit {
-            after.owed_bytes = after.owed_bytes.saturating_sub(read);
-        }
+        self.tail.took(read);
         (read > 0).then(|| &self.buffer[..read])
     }
 }

@@ -1,9 +1,6 @@
 //! `/process/execute` and `/process/code-run`: one program, its output, its exit code, within a time.
 //!
-//! `result` is what the program wrote, both streams through one pipe, so their order is exact: that is what clients know, and what
-//! everyone gets. One pipe leaves nothing to tell the streams apart, and with two nothing says which of two writes was first. So
-//! `stdout` and `stderr` are there for who asks (`X-Daytona-Split-Output: true`); then each of them is exact, and `result`, still
-//! with every byte of both, has them in the order in which we came to read them: exact when a stream pauses before the other writes.
+//! `result` is what the program wrote to both streams, in the order in which it wrote; `stdout` and `stderr` are the same apart.
 //!
 //! Each of the three is bounded by [`OUTPUT_BYTES_MAX`], the middle of more is left out. Reading goes on, so the program does not
 //! wait, and memory does not grow.
@@ -19,31 +16,27 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use axum::http::HeaderMap;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
 use crate::environment::first_invalid;
 use crate::errors::ApiError;
-use crate::launch::{Input, Launch, Launcher, Output};
+use crate::interleaved::{Interleaved, Source};
+use crate::launch::{Input, Launch, Launcher};
 use crate::output::{Bounded, OUTPUT_BYTES_MAX, Stream};
 use crate::reaper::Reaper;
 use charts::Chart;
 use rustix::process::{Pid, Signal};
 
-pub const SPLIT_OUTPUT_HEADER: &str = "x-daytona-split-output";
-
-/// `exit_code` is -1 when the program could not be started; `result` then says why.
+/// `exit_code` is -1 when the program could not be started; `result` then says why, and `stderr` too.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ended {
     pub exit_code: i32,
     pub result: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stdout: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stderr: Option<String>,
+    pub stdout: String,
+    pub stderr: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifacts: Option<Artifacts>,
 }
@@ -55,7 +48,7 @@ pub struct Artifacts {
 
 impl Ended {
     pub fn not_started(exit_code: i32, result: String) -> Ended {
-        Ended { exit_code, result, stdout: None, stderr: None, artifacts: None }
+        Ended { exit_code, stderr: result.clone(), result, stdout: String::new(), artifacts: None }
     }
 }
 
@@ -63,7 +56,6 @@ pub struct Run {
     pub launch: Launch,
     /// Written to its standard input, which then ends.
     pub input: Vec<u8>,
-    pub output: Output,
     pub timeout: Option<Duration>,
     /// Where a program tells of its charts: its end and ours.
     pub charts: Option<(OwnedFd, pipe::Receiver)>,
@@ -89,15 +81,11 @@ pub async fn run(launcher: &Launcher, run: Run) -> Result<Ended, ApiError> {
     let input = if run.input.is_empty() { Input::Empty } else { Input::Piped };
     let what = format!("{} in {}", run.launch.program.display(), run.launch.cwd.display());
     let (theirs, ours) = run.charts.unzip();
-    let started = launcher.start_with(
-        run.launch,
-        input,
-        run.output,
-        theirs.as_ref().map(|descriptor| descriptor.as_fd()),
-    );
+    let kept = theirs.as_ref().map(|descriptor| descriptor.as_fd());
+    let started = launcher.start_interleaved(run.launch, input, kept);
     // Or we would wait for ourselves to close it.
     drop(theirs);
-    let mut running = match started {
+    let (mut running, output) = match started {
         Ok(running) => running,
         Err(error) => return Ok(Ended::not_started(-1, format!("could not start {what}: {error}"))),
     };
@@ -116,8 +104,7 @@ pub async fn run(launcher: &Launcher, run: Run) -> Result<Ended, ApiError> {
             None => Vec::new(),
         }
     };
-    let output = collect(running.stdout.take().map(stream), running.stderr.take().map(stream));
-    let collect = async { tokio::join!(output, drawn) };
+    let collect = async { tokio::join!(collect(output), drawn) };
     let mut exit = running.exit.clone();
     let whole = async {
         tokio::pin!(collect);
@@ -138,51 +125,26 @@ pub async fn run(launcher: &Launcher, run: Run) -> Result<Ended, ApiError> {
     };
     kill.ended = true;
     let ([result, stdout, stderr], charts) = collected;
-    let split = run.output == Output::Split;
     Ok(Ended {
         exit_code: exit.shell_code(),
         result: result.into_text(),
-        stdout: split.then(|| stdout.into_text()),
-        stderr: split.then(|| stderr.into_text()),
+        stdout: stdout.into_text(),
+        stderr: stderr.into_text(),
         artifacts: (!charts.is_empty()).then_some(Artifacts { charts }),
     })
 }
 
-/// Both, stdout, stderr. The last two are filled only when there are two pipes.
-async fn collect(mut stdout: Option<Stream>, mut stderr: Option<Stream>) -> [Bounded; 3] {
-    let mut collected = [(); 3].map(|()| Bounded::new(OUTPUT_BYTES_MAX));
-    let is_split = stderr.is_some();
-    while stdout.is_some() || stderr.is_some() {
-        tokio::select! {
-            chunk = next(&mut stdout), if stdout.is_some() => match chunk {
-                Some(chunk) => {
-                    collected[0].push(chunk);
-                    if is_split {
-                        collected[1].push(chunk);
-                    }
-                }
-                None => stdout = None,
-            },
-            chunk = next(&mut stderr), if stderr.is_some() => match chunk {
-                Some(chunk) => {
-                    collected[0].push(chunk);
-                    collected[2].push(chunk);
-                }
-                None => stderr = None,
-            },
+/// Both, stdout, stderr.
+async fn collect(mut output: Interleaved) -> [Bounded; 3] {
+    let [mut both, mut stdout, mut stderr] = [(); 3].map(|()| Bounded::new(OUTPUT_BYTES_MAX));
+    while let Some((source, chunk)) = output.next().await {
+        both.push(chunk);
+        match source {
+            Source::Stdout => stdout.push(chunk),
+            Source::Stderr => stderr.push(chunk),
         }
     }
-    collected
-}
-
-async fn next(stream: &mut Option<Stream>) -> Option<&[u8]> {
-    stream.as_mut()?.next().await
-}
-
-fn output_asked_for(headers: &HeaderMap) -> Output {
-    let split =
-        headers.get(SPLIT_OUTPUT_HEADER).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"));
-    if split { Output::Split } else { Output::Merged }
+    [both, stdout, stderr]
 }
 
 /// Absent and 0 mean no limit.

@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::FdFlags;
 use rustix::process::{Gid, Uid};
 
@@ -68,6 +68,7 @@ fn become_user(becoming: &Becoming) -> io::Result<()> {
         // SAFETY: whoever asked for the process borrowed the descriptor to us until it has been forked, so the copy of it is open here.
         rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(kept) }, FdFlags::empty())?;
     }
+    own_pipes(becoming);
     rustix::thread::set_thread_groups(&becoming.groups)?;
     rustix::thread::set_thread_res_gid(becoming.gid, becoming.gid, becoming.gid)?;
     rustix::thread::set_thread_res_uid(becoming.uid, becoming.uid, becoming.uid)?;
@@ -83,6 +84,19 @@ fn raise_oom_score() {
         rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
     {
         let _ = rustix::io::write(&file, b"500");
+    }
+}
+
+/// A pipe is its maker's, and only who may open it can open `/dev/stdout`. Nothing else is touched: a device has one owner for all.
+fn own_pipes(becoming: &Becoming) {
+    for standard in 0..=2 {
+        // SAFETY: the standard three were just set up for this child and stay open until exec and beyond.
+        let fd = unsafe { BorrowedFd::borrow_raw(standard) };
+        let is_pipe =
+            rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        if is_pipe {
+            let _ = rustix::fs::fchown(fd, Some(becoming.uid), Some(becoming.gid));
+        }
     }
 }
 

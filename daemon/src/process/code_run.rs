@@ -10,12 +10,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::Deserialize;
 use tokio::net::unix::pipe;
 
-use super::{Ended, Run, charts, checked_envs, output_asked_for, run, timeout_of};
+use super::{Ended, Run, charts, checked_envs, run, timeout_of};
 use crate::environment::Variables;
 use crate::errors::{ApiError, JsonBody};
 use crate::launch::Launch;
@@ -45,7 +44,6 @@ const NOT_FOUND_CODE: i32 = 127;
 
 pub async fn code_run(
     State(daemon): State<Arc<Daemon>>,
-    headers: HeaderMap,
     JsonBody(request): JsonBody<Request>,
 ) -> Result<Json<Ended>, ApiError> {
     let env = daemon.environment.with(&checked_envs(request.envs)?);
@@ -93,9 +91,7 @@ pub async fn code_run(
         env,
         cwd,
     };
-    run(&daemon.launcher, Run { launch, input, output: output_asked_for(&headers), timeout, charts })
-        .await
-        .map(Json)
+    run(&daemon.launcher, Run { launch, input, timeout, charts }).await.map(Json)
 }
 
 /// A project's own tools come first, as `npx` has it.

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use serde::Deserialize;
 
-use super::{Ended, Run, checked_envs, output_asked_for, run, timeout_of};
+use super::{Ended, Run, checked_envs, run, timeout_of};
 use crate::errors::{ApiError, JsonBody};
 use crate::launch::Launch;
 use crate::routes::Daemon;
@@ -24,7 +23,6 @@ pub struct Request {
 
 pub async fn execute(
     State(daemon): State<Arc<Daemon>>,
-    headers: HeaderMap,
     JsonBody(request): JsonBody<Request>,
 ) -> Result<Json<Ended>, ApiError> {
     if request.command.trim().is_empty() {
@@ -38,6 +36,5 @@ pub async fn execute(
         cwd: daemon.resolve(request.cwd.as_deref().unwrap_or_default()),
     };
     let timeout = timeout_of(request.timeout)?;
-    let output = output_asked_for(&headers);
-    run(&daemon.launcher, Run { launch, input: Vec::new(), output, timeout, charts: None }).await.map(Json)
+    run(&daemon.launcher, Run { launch, input: Vec::new(), timeout, charts: None }).await.map(Json)
 }

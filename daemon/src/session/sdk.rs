@@ -2,8 +2,7 @@
 
 use axum::http::HeaderMap;
 
-use crate::process::SPLIT_OUTPUT_HEADER;
-
+const SPLIT_OUTPUT_HEADER: &str = "x-daytona-split-output";
 const VERSION_HEADER: &str = "x-daytona-sdk-version";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

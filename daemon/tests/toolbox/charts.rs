@@ -199,11 +199,14 @@ fail()";
     let ended = run_with(&world, request).await;
 
     assert_eq!(
-        ended,
-        json!({
-            "exitCode": 1,
-            "result": "['a b', '$c'] v __main__ True\n['0', '1', '2', '3']\nend of input\nTraceback (most recent call last):\n  File \"<stdin>\", line 10, in <module>\n  File \"<stdin>\", line 9, in fail\nValueError: ä\n"
-        })
+        (&ended["exitCode"], &ended["result"], ended.get("artifacts")),
+        (
+            &json!(1),
+            &json!(
+                "['a b', '$c'] v __main__ True\n['0', '1', '2', '3']\nend of input\nTraceback (most recent call last):\n  File \"<stdin>\", line 10, in <module>\n  File \"<stdin>\", line 9, in fail\nValueError: ä\n"
+            ),
+            None
+        ),
     );
     let syntax = run_with(&world, json!({ "code": "# matplotlib\nx = (" })).await;
     assert!(syntax["result"].as_str().unwrap().starts_with("  File \"<stdin>\", line 2\n"), "{syntax}");

@@ -87,28 +87,63 @@ async fn both_streams_come_in_the_order_they_were_written() {
 
     let ended = world.execute("for i in 1 2 3; do echo out$i; echo err$i >&2; done; exit 7").await;
 
-    assert_eq!(ended, json!({ "exitCode": 7, "result": "out1\nerr1\nout2\nerr2\nout3\nerr3\n" }));
+    let expected = json!({
+        "exitCode": 7,
+        "result": "out1\nerr1\nout2\nerr2\nout3\nerr3\n",
+        "stdout": "out1\nout2\nout3\n",
+        "stderr": "err1\nerr2\nerr3\n",
+    });
+    assert_eq!(ended, expected);
+}
+
+/// Thousands of writes with nothing between them, some longer than what a pipe takes at once.
+#[tokio::test]
+async fn the_order_of_writes_is_exact_however_fast_they_come() {
+    let world = World::new().await;
+    let code = r#"
+import os
+for i in range(5000):
+    os.write(1 if i * i % 7 < 3 else 2, b"%d\n" % i)
+    if i % 500 == 0:
+        os.write(1, b"o" * 9999 + b"\n")
+        os.write(2, b"e" * 9999 + b"\n")
+"#;
+
+    let ended = world
+        .post("/process/code-run", json!({ "code": code, "language": "python" }))
+        .await
+        .expect(200)
+        .json();
+
+    let (mut both, mut apart) = (String::new(), [String::new(), String::new()]);
+    for i in 0..5000 {
+        let mut write = |stream: usize, text: &str| {
+            both.push_str(text);
+            apart[stream].push_str(text);
+        };
+        write(usize::from(i * i % 7 >= 3), &format!("{i}\n"));
+        if i % 500 == 0 {
+            write(0, &format!("{}\n", "o".repeat(9999)));
+            write(1, &format!("{}\n", "e".repeat(9999)));
+        }
+    }
+    assert_eq!(ended["exitCode"], 0, "{ended}");
+    for (field, expected) in [("result", &both), ("stdout", &apart[0]), ("stderr", &apart[1])] {
+        let got = ended[field].as_str().unwrap();
+        let differs = got.bytes().zip(expected.bytes()).position(|(got, expected)| got != expected);
+        assert!(got == expected, "{field} differs from byte {differs:?} of {} on", expected.len());
+    }
 }
 
 #[tokio::test]
-async fn the_streams_come_apart_when_asked() {
+async fn no_byte_of_either_stream_is_lost() {
     let world = World::new().await;
-    let body = Body::from(json!({ "command": "echo out; echo err >&2" }).to_string());
 
-    let answer =
-        world.call(Method::POST, "/process/execute", body, &[("X-Daytona-Split-Output", "true")]).await;
+    // The second half is written by two at once, and through descriptors that are opened anew.
+    let command = "seq 1 100000; seq 1 100000 >&2; seq 1 9 >/dev/stdout & seq 1 9 >/dev/stderr; wait";
+    let ended = world.execute(command).await;
 
-    let ended = answer.expect(200).json();
-    assert_eq!((&ended["stdout"], &ended["stderr"]), (&json!("out\n"), &json!("err\n")));
-    let mut both: Vec<_> = ended["result"].as_str().unwrap().lines().collect();
-    both.sort_unstable();
-    assert_eq!(both, ["err", "out"]);
-
-    let body = Body::from(json!({ "command": "seq 1 100000; seq 1 100000 >&2" }).to_string());
-    let answer =
-        world.call(Method::POST, "/process/execute", body, &[("X-Daytona-Split-Output", "true")]).await;
-    let ended = answer.expect(200).json();
-    let expected: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+    let expected: String = (1..=100_000).chain(1..=9).map(|number| format!("{number}\n")).collect();
     assert!(ended["stdout"] == expected && ended["stderr"] == expected);
     assert_eq!(ended["result"].as_str().unwrap().len(), 2 * expected.len());
 }
@@ -217,7 +252,9 @@ async fn code_runs_with_arguments_and_variables() {
             let request =
                 json!({ "code": code, "language": language, "argv": ["a b", "$(c)"], "envs": { "V": "v" } });
             let ended = world.post(path, request).await.expect(200).json();
-            assert_eq!(ended, json!({ "exitCode": 3, "result": "['a b', '$(c)'] v\n" }), "{language}");
+            let printed = "['a b', '$(c)'] v\n";
+            let expected = json!({ "exitCode": 3, "result": printed, "stdout": printed, "stderr": "" });
+            assert_eq!(ended, expected, "{language}");
         }
     }
     let slow = json!({ "code": "import time; time.sleep(300)", "language": "python", "timeout": 1 });
