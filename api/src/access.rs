@@ -47,6 +47,9 @@ pub struct SandboxFacts {
     pub preview_token_hash: TokenHash,
     pub phase: Phase,
     pub placement: Placement,
+    /// Of the key that links to its files are signed with.
+    #[serde(default)]
+    pub signing_key_version: u32,
 }
 
 /// A signed preview token that was found in the state.
@@ -65,6 +68,19 @@ pub struct SshGrant {
     pub token_hash: TokenHash,
 }
 
+/// A link to a file whose signature was found right; only [`crate::file_link::SigningKey::verify`] makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileGrant {
+    sandbox_id: SandboxId,
+    expires_at_ms: u64,
+}
+
+impl FileGrant {
+    pub(crate) fn verified(sandbox_id: SandboxId, expires_at_ms: u64) -> FileGrant {
+        FileGrant { sandbox_id, expires_at_ms }
+    }
+}
+
 /// What the visitor shows.
 #[derive(Debug, Clone)]
 pub enum Credential {
@@ -73,6 +89,8 @@ pub enum Credential {
     /// `X-Daytona-Preview-Token` or the query key: the hash of what was shown.
     PreviewToken(TokenHash),
     SignedPreview(PreviewGrant),
+    /// Opens the daemon; the door asks it for that file and nothing else.
+    FileLink(FileGrant),
     Ssh(SshGrant),
     Nothing,
 }
@@ -127,6 +145,9 @@ pub fn authorize(
         {
             unexpired(grant.expires_at_ms, now_ms)?;
         }
+        Credential::FileLink(grant) if grant.sandbox_id == sandbox.sandbox_id && target == Target::Daemon => {
+            unexpired(grant.expires_at_ms, now_ms)?;
+        }
         Credential::Ssh(grant) if grant.sandbox_id == sandbox.sandbox_id => {
             unexpired(grant.expires_at_ms, now_ms)?;
         }
@@ -136,6 +157,7 @@ pub fn authorize(
             if sandbox.public && may_be_public(target) => {}
         Credential::PreviewToken(_)
         | Credential::SignedPreview(_)
+        | Credential::FileLink(_)
         | Credential::Ssh(_)
         | Credential::Nothing => return Err(Denied::Unauthorized),
     }
@@ -170,6 +192,7 @@ mod tests {
             preview_token_hash: TokenHash::of("right"),
             phase: Phase::Running,
             placement: Placement { node_id: NodeId(1), generation: Generation(7) },
+            signing_key_version: 0,
         }
     }
 
@@ -203,6 +226,18 @@ mod tests {
         check(signed(3001, NOW_MS + 1), false, web, Err(Unauthorized));
         check(Credential::Nothing, false, web, Err(Unauthorized));
         check(Credential::Nothing, true, web, Ok(()));
+    }
+
+    #[test]
+    fn a_link_to_a_file_opens_the_daemon_of_its_sandbox_until_it_ends() {
+        let link = |n, expires_at_ms| {
+            let sandbox_id = SandboxId::new(RegionOrdinal::new(0).unwrap(), [n; 14]);
+            Credential::FileLink(FileGrant::verified(sandbox_id, expires_at_ms))
+        };
+        check(link(1, NOW_MS + 1), false, Target::Daemon, Ok(()));
+        check(link(1, NOW_MS), false, Target::Daemon, Err(Denied::Expired));
+        check(link(2, NOW_MS + 1), false, Target::Daemon, Err(Denied::Unauthorized));
+        check(link(1, NOW_MS + 1), true, Target::Port(3000), Err(Denied::Unauthorized));
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod access;
 pub mod channel;
 pub mod daemon;
 pub mod egress;
+pub mod file_link;
 pub mod ids;
 pub mod preview_host;
 pub mod rest;

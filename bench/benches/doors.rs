@@ -40,6 +40,7 @@ fn access(c: &mut Criterion) {
         preview_token_hash: TokenHash::of("token"),
         phase: Phase::Running,
         placement: placement(1),
+        signing_key_version: 0,
     };
     let caller = Caller { organization_id, user_id: UserId(uuid::Uuid::nil()), key_name: "key".into() };
     let credentials = [

@@ -50,6 +50,7 @@ fn status(refusal: &Refusal) -> (u16, &'static str, &'static str) {
         // 400 and these words are what integrators match to start the sandbox again.
         Refusal::NotRunning { .. } => (400, "Bad Request", "SANDBOX_NOT_RUNNING"),
         Refusal::Unauthorized => (401, "Unauthorized", "UNAUTHORIZED"),
+        Refusal::WrongSignature => (401, "Unauthorized", "WRONG_SIGNATURE"),
         Refusal::Expired => (401, "Unauthorized", "EXPIRED"),
         Refusal::NoSuchPreview | Refusal::SandboxNotFound | Refusal::NotFound => {
             (404, "Not Found", "NOT_FOUND")
@@ -171,6 +172,7 @@ mod tests {
             (Refusal::BadRequest("x"), 400),
             (Refusal::NotRunning { state: "stopped".into() }, 400),
             (Refusal::Unauthorized, 401),
+            (Refusal::WrongSignature, 401),
             (Refusal::Expired, 401),
             (Refusal::SandboxNotFound, 404),
             (Refusal::NoSuchPreview, 404),

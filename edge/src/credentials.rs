@@ -1,5 +1,6 @@
 //! What a visitor shows, in the order in which it is tried.
 
+use atoll_api::file_link::FileLink;
 use atoll_api::preview_host::PreviewSubject;
 use atoll_api::tokens::{ApiKey, SignedPreviewToken, TokenHash};
 use http::{HeaderMap, header};
@@ -19,6 +20,8 @@ pub enum Shown {
     Cookie(Claim),
     /// The host label itself. Success is worth a cookie: the link may be short-lived, the page is not.
     SignedLabel(SignedPreviewToken),
+    /// Signed by whoever has the sandbox's signing key; opens the daemon for that file.
+    FileLink(FileLink),
     /// Always tried last: the sandbox may be public.
     Nothing,
 }
@@ -30,6 +33,7 @@ pub fn shown(
     query_key: Option<&str>,
     cookie: Option<Claim>,
     subject: Option<&PreviewSubject>,
+    link: Option<FileLink>,
 ) -> Vec<Shown> {
     let mut all = Vec::with_capacity(2);
     all.extend(bearer(headers).map(Shown::ApiKey));
@@ -40,6 +44,7 @@ pub fn shown(
     if let Some(PreviewSubject::Signed(token)) = subject {
         all.push(Shown::SignedLabel(token.clone()));
     }
+    all.extend(link.map(Shown::FileLink));
     all.push(Shown::Nothing);
     all
 }
@@ -52,6 +57,8 @@ fn bearer(headers: &HeaderMap) -> Option<ApiKey> {
 
 #[cfg(test)]
 mod tests {
+    use atoll_api::file_link::FileOperation;
+
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -62,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_tried_bearer_header_query_cookie_label_and_then_nothing() {
+    fn credentials_are_tried_bearer_header_query_cookie_label_link_and_then_nothing() {
         let key = ApiKey::from_random([1; 32]);
         let label: SignedPreviewToken = "0123456789abcdef".parse().unwrap();
         let claim = Claim {
@@ -75,8 +82,15 @@ mod tests {
             ("x-daytona-preview-token", "h"),
         ]);
 
-        let all =
-            shown(&headers, Some("q"), Some(claim.clone()), Some(&PreviewSubject::Signed(label.clone())));
+        let link = FileLink {
+            operation: FileOperation::Download,
+            path: "p".into(),
+            expires: "0".into(),
+            signature: "s".into(),
+        };
+
+        let subject = PreviewSubject::Signed(label.clone());
+        let all = shown(&headers, Some("q"), Some(claim.clone()), Some(&subject), Some(link.clone()));
 
         let expected = [
             Shown::ApiKey(key),
@@ -84,6 +98,7 @@ mod tests {
             Shown::TokenInQuery(TokenHash::of("q")),
             Shown::Cookie(claim),
             Shown::SignedLabel(label),
+            Shown::FileLink(link),
             Shown::Nothing,
         ];
         assert_eq!(all, expected);
@@ -93,7 +108,7 @@ mod tests {
     fn an_authorization_that_is_not_ours_is_no_credential() {
         for value in ["Bearer eyJ.x.y", "Basic dXNlcjpwdw==", "Bearer", "Bearer dtn_short", "Token dtn_x"] {
             assert_eq!(
-                shown(&headers(&[("authorization", value)]), None, None, None),
+                shown(&headers(&[("authorization", value)]), None, None, None, None),
                 [Shown::Nothing],
                 "{value}"
             );

@@ -11,6 +11,7 @@ mod route;
 
 mod cookie;
 mod credentials;
+mod file_link;
 
 mod headers;
 

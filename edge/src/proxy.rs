@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use atoll_api::access::{self, AuthorizedSandbox, Credential, Denied, PreviewGrant, SandboxFacts, Target};
+use atoll_api::access::{self, AuthorizedSandbox, Credential, FileGrant, PreviewGrant, SandboxFacts, Target};
+use atoll_api::file_link::{FileLink, SigningSecret};
 use atoll_api::ids::{RequestId, SandboxId};
 use atoll_api::preview_host::{PreviewHost, PreviewSubject};
 use atoll_mesh::dial::{ByteStream, DIAL_DEADLINE_MS, Dial, Directory, DirectoryError};
@@ -24,6 +25,7 @@ use tracing::Instrument;
 use crate::answer::{self, Answer, Format};
 use crate::cookie::{self, Claim, CookieKey, Transport};
 use crate::credentials::{self, Shown};
+use crate::file_link;
 use crate::head::{self, Head, Host};
 use crate::head_clock::HeadClock;
 use crate::headers::{self, Audience, Forwarded};
@@ -51,6 +53,7 @@ pub struct Doors {
     pub preview_domain: String,
     pub api_socket: PathBuf,
     pub cookie_key: CookieKey,
+    pub signing_secret: SigningSecret,
     pub directory: Arc<dyn Directory>,
     pub dial: Arc<dyn Dial>,
 }
@@ -222,7 +225,7 @@ impl EdgeProxy {
         };
         let cookie = cookie.filter(|claim| claim.sandbox_id == sandbox_id);
         let shown =
-            credentials::shown(&request.headers, query_key.as_deref(), cookie, Some(&preview.subject));
+            credentials::shown(&request.headers, query_key.as_deref(), cookie, Some(&preview.subject), None);
         let admitted = self
             .admit(shown, sandbox_id, dialed, grant, |claim| {
                 cookie::issue(&self.doors.cookie_key, &label, claim, ctx.transport)
@@ -247,7 +250,12 @@ impl EdgeProxy {
         if target::is_internal_path(&target) {
             return Err(Refusal::NotFound);
         }
-        let shown = credentials::shown(&request.headers, query_key.as_deref(), None, None);
+        let link = file_link::find(&request.method, &target);
+        let target = match &link {
+            Some(link) => Cow::Owned(file_link::target_of(link)),
+            None => target,
+        };
+        let shown = credentials::shown(&request.headers, query_key.as_deref(), None, None, link);
         let mut admitted = self.admit(shown, sandbox_id, Target::Daemon, None, |_| String::new()).await?;
         admitted.set_cookie = None;
         self.dial(request, admitted, Audience::Daemon, &target, exchange, ctx).await?;
@@ -269,7 +277,7 @@ impl EdgeProxy {
         let facts = self.facts(sandbox_id).await?;
         let now = unix_now();
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let mut denial = Denied::Unauthorized;
+        let mut denial = Refusal::Unauthorized;
         for shown in shown {
             let wins_cookie = matches!(shown, Shown::TokenInQuery(_) | Shown::SignedLabel(_));
             let credential = match shown {
@@ -288,6 +296,15 @@ impl EdgeProxy {
                     Some(grant) => Credential::SignedPreview(grant),
                     None => continue,
                 },
+                Shown::FileLink(link) => match self.file_grant(&link, &facts).await? {
+                    Some(grant) => Credential::FileLink(grant),
+                    None => {
+                        if denial == Refusal::Unauthorized {
+                            denial = Refusal::WrongSignature;
+                        }
+                        continue;
+                    }
+                },
                 Shown::Nothing => Credential::Nothing,
             };
             match access::authorize(&credential, &facts, target, now_ms) {
@@ -303,11 +320,11 @@ impl EdgeProxy {
                     return Ok(Admitted { sandbox, set_cookie });
                 }
                 // Of two reasons the first credential's says more than "nothing was shown".
-                Err(reason) if denial == Denied::Unauthorized => denial = reason,
+                Err(reason) if denial == Refusal::Unauthorized => denial = reason.into(),
                 Err(_) => {}
             }
         }
-        Err(denial.into())
+        Err(denial)
     }
 
     async fn dial(
@@ -347,6 +364,17 @@ impl EdgeProxy {
     async fn facts(&self, sandbox_id: SandboxId) -> Result<SandboxFacts, Refusal> {
         let found = timeout(DIRECTORY_TIMEOUT, self.doors.directory.sandbox(sandbox_id)).await;
         Ok(found.map_err(|_| Refusal::Unreachable)??)
+    }
+
+    /// A replica may not have heard yet that the key was replaced.
+    async fn file_grant(&self, link: &FileLink, facts: &SandboxFacts) -> Result<Option<FileGrant>, Refusal> {
+        let verify = |version| self.doors.signing_secret.key_of(facts.sandbox_id, version).verify(link);
+        if let Some(grant) = verify(facts.signing_key_version) {
+            return Ok(Some(grant));
+        }
+        let now = timeout(DIRECTORY_TIMEOUT, self.doors.directory.sandbox_now(facts.sandbox_id)).await;
+        let version = now.map_err(|_| Refusal::Unreachable)??.signing_key_version;
+        Ok(if version == facts.signing_key_version { None } else { verify(version) })
     }
 
     async fn api_key(

@@ -19,6 +19,8 @@ pub enum Refusal {
     BodyTimedOut,
     #[error("a valid credential is required")]
     Unauthorized,
+    #[error("the link's signature does not fit: the link was changed, or its signing key was replaced")]
+    WrongSignature,
     #[error("the link or token has expired")]
     Expired,
     /// Below the preview domain, but not `{port}-{id or token}`.

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use atoll_api::file_link::SigningSecret;
 use atoll_mesh::dial::{Dial, Directory};
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora::listeners::tls::Acceptor;
@@ -50,6 +51,8 @@ pub struct EdgeConfig {
     pub api_socket: PathBuf,
     /// Signs preview cookies; the same on every node, so that a browser may come back to another one.
     pub cookie_key: CookieKey,
+    /// What links to files are verified with; the same on every node.
+    pub signing_secret: SigningSecret,
     /// `None`: one per core.
     pub threads: Option<usize>,
     pub limits: EdgeLimits,
@@ -120,7 +123,16 @@ impl Edge {
         directory: Arc<dyn Directory>,
         dial: Arc<dyn Dial>,
     ) -> anyhow::Result<EdgeHandle> {
-        let EdgeConfig { http, https, preview_domain, api_socket, cookie_key, threads, limits } = config;
+        let EdgeConfig {
+            http,
+            https,
+            preview_domain,
+            api_socket,
+            cookie_key,
+            signing_secret,
+            threads,
+            limits,
+        } = config;
         anyhow::ensure!(
             https.is_some() == tls.is_some(),
             "an HTTPS address needs a TLS configuration, and the reverse"
@@ -146,7 +158,8 @@ impl Edge {
             https: https_listeners.as_deref().map(local_address).transpose()?,
         };
 
-        let doors = Arc::new(Doors { preview_domain, api_socket, cookie_key, directory, dial });
+        let doors =
+            Arc::new(Doors { preview_domain, api_socket, cookie_key, signing_secret, directory, dial });
         let acceptor = tls.map(|tls| Arc::new(Acceptor::from_server_config(with_protocols(tls))));
         let permits = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
         let (stop, stopping) = watch::channel(false);

@@ -207,6 +207,7 @@ mod tests {
             preview_token_hash: TokenHash::of("t"),
             phase: Phase::Running,
             placement: Placement { node_id: NodeId(1), generation: Generation(generation) },
+            signing_key_version: 0,
         };
         authorize(&Credential::Nothing, &facts, Target::port(port), 0).unwrap()
     }

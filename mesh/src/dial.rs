@@ -49,6 +49,8 @@ pub enum DialError {
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
     async fn sandbox(&self, sandbox_id: SandboxId) -> Result<SandboxFacts, DirectoryError>;
+    /// The same, not from a replica that may lag behind.
+    async fn sandbox_now(&self, sandbox_id: SandboxId) -> Result<SandboxFacts, DirectoryError>;
     async fn signed_preview(&self, token: &SignedPreviewToken) -> Result<PreviewGrant, DirectoryError>;
     async fn ssh_token(&self, token: &SshToken) -> Result<SshGrant, DirectoryError>;
     async fn api_key(&self, key: &ApiKey) -> Result<Caller, DirectoryError>;

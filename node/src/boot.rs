@@ -66,7 +66,7 @@ use crate::runner;
 use crate::runtimes;
 use crate::service_manager;
 use crate::streams::{Services, Streams};
-use crate::trust::{Renewal, cluster_ca};
+use crate::trust::{Renewal, cluster_ca, signing_secret};
 use crate::unbuilt::Unbuilt;
 use crate::upkeep::Upkeep;
 
@@ -337,6 +337,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         preview_domain: config.preview_domain.clone(),
         api_socket: layout.api_socket(),
         cookie_key: CookieKey::new(secret.derive("edge cookies")),
+        signing_secret: signing_secret(&secret),
         threads: None,
         limits: edge_limits(files_max),
     };

@@ -68,6 +68,10 @@ impl Directory for MeshDirectory {
         self.facts(sandbox_id, Freshness::Replica).await
     }
 
+    async fn sandbox_now(&self, sandbox_id: SandboxId) -> Result<SandboxFacts, DirectoryError> {
+        self.facts(sandbox_id, Freshness::Linearizable).await
+    }
+
     async fn signed_preview(&self, token: &SignedPreviewToken) -> Result<PreviewGrant, DirectoryError> {
         let region = self.region_of(token.region())?;
         let question = LocateQuestion::SignedPreview(token.hash());

@@ -21,13 +21,15 @@ use crate::peers::Peers;
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
 /// Newest command variants that this build understands.
-pub const COMMAND_VERSION: u32 = 3;
+pub const COMMAND_VERSION: u32 = 4;
 /// The first version whose nodes know the commands of warm pools.
 pub const WARM_POOLS_SINCE: u32 = 2;
 /// The first version whose nodes know snapshots of organizations, and registries.
 pub const CATALOGUE_SINCE: u32 = 2;
 /// The first version whose nodes know sandboxes that wait for a build.
 pub const BUILDS_SINCE: u32 = 3;
+/// The first version whose nodes know that a signing key was replaced.
+pub const SIGNING_KEYS_SINCE: u32 = 4;
 
 pub struct Duties {
     pub me: NodeId,

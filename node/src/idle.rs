@@ -88,6 +88,7 @@ mod tests {
             archive_failure: None,
             restored_version: 0,
             warm: None,
+            signing_key_version: 0,
             build: None,
         }
     }

@@ -176,6 +176,8 @@ fn api(version: &str) -> (Router<RestState>, utoipa::openapi::OpenApi) {
         .routes(routes!(sandbox::set_auto_delete))
         .routes(routes!(sandbox::touch))
         .routes(routes!(sandbox::toolbox_proxy_url))
+        .routes(routes!(sandbox::signing_key))
+        .routes(routes!(sandbox::rotate_signing_key))
         .routes(routes!(sandbox::preview_url))
         .routes(routes!(sandbox::signed_preview_url))
         .routes(routes!(sandbox::expire_signed_preview_url))

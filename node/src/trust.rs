@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use atoll_api::file_link::SigningSecret;
 use atoll_certs::ca::ClusterCa;
 use atoll_certs::identity::NodeIdentity;
 use atoll_certs::public_tls::{PublicCertificates, PublicName};
@@ -28,6 +29,11 @@ pub fn cluster_ca(identity: &ClusterIdentity, secret: &ClusterSecret) -> Result<
     let key = secret.unseal(SEALED_CA_KEY, &identity.sealed_ca_key).context("unseal the CA key")?;
     let key = String::from_utf8(key).context("read the CA key as text")?;
     ClusterCa::from_pem(&identity.ca_certificate_pem, &key).context("read the CA")
+}
+
+/// What links to files are signed with.
+pub fn signing_secret(secret: &ClusterSecret) -> SigningSecret {
+    SigningSecret::new(secret.derive("file links"))
 }
 
 pub struct Renewal {

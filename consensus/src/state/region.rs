@@ -141,6 +141,9 @@ pub struct SandboxRecord {
     /// `None`: it was made for whoever asked for it.
     #[serde(default)]
     pub warm: Option<Warm>,
+    /// Counts the keys that links to its files were signed with; see [`atoll_api::file_link`].
+    #[serde(default)]
+    pub signing_key_version: u32,
 }
 
 /// A sandbox that was made for a warm pool. Until somebody claims it, it is a member of the pool: its organization's, but in
@@ -256,6 +259,13 @@ pub enum RegionCommand {
     SetIntervals {
         sandbox_id: SandboxId,
         intervals: Intervals,
+        now_ms: u64,
+    },
+    /// Links to the sandbox's files that were signed before end. `version` is the record's + 1; the record's own is taken as said
+    /// again.
+    RotateSigningKey {
+        sandbox_id: SandboxId,
+        version: u32,
         now_ms: u64,
     },
     /// Replaces every earlier SSH token of the sandbox, as the public API says it does.
@@ -408,6 +418,8 @@ pub enum RegionRejection {
     StaleGeneration { current: Generation },
     #[error("the report answers an earlier wish")]
     StaleReport,
+    #[error("the signing key has version {current}")]
+    StaleSigningKey { current: u32 },
     #[error("the sandbox is being deleted")]
     Deleting,
     /// Its owner is not Down and may have started it.

@@ -55,6 +55,7 @@ async fn without_an_api_the_edge_still_answers() {
         preview_domain: DOMAIN.into(),
         api_socket: "/nonexistent/api.sock".into(),
         cookie_key: CookieKey::new([5; 32]),
+        signing_secret: signing_secret(),
         threads: Some(1),
         limits: EdgeLimits::default(),
     };

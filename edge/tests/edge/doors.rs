@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use atoll_api::access::Target;
+use atoll_api::file_link::FileOperation;
 use atoll_api::tokens::ApiKey;
 use atoll_mesh::dial::DialError;
 
@@ -280,6 +281,76 @@ async fn the_toolbox_needs_a_credential_of_its_sandbox() {
         assert_eq!((token.status, query.status), (200, 200));
         assert_eq!((query.json()["target"].as_str(), query.header("set-cookie")), (Some("/version"), None));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signed_link_opens_its_file_and_nothing_else() {
+    let world = World::new().await;
+    let key = |version| signing_secret().key_of(sandbox_id(PRIVATE), version);
+    let link = |version, operation: FileOperation, path: &str, expires: &str| {
+        let signature = key(version).sign(operation, path, expires);
+        format!("{}?path={path}&expires={expires}&signature={signature}", operation.path())
+    };
+    let right = link(0, FileOperation::Download, "/tmp/x", "0");
+    let upload = link(0, FileOperation::Upload, "/tmp/x", "99999999999");
+
+    for way in 0..2 {
+        let at = |n: u8, rest: &str| format!("{}{rest}", toolbox_paths(sandbox_id(n))[way]);
+        let get = |n: u8, rest: &str| get_from("localhost", &at(n, rest));
+
+        let read = world.send(get(PRIVATE, &right)).await;
+        let written = world.send(get(PRIVATE, &upload).method("POST")).await;
+        // Of what is not signed nothing arrives.
+        let more = world.send(get(PRIVATE, &format!("{right}&user=root"))).await;
+        assert_eq!((read.status, written.status), (200, 200), "{read:?} {written:?}");
+        assert_eq!(read.json()["target"], "/files/download?path=%2Ftmp%2Fx");
+        assert_eq!(written.json()["target"], "/files/upload-v2?path=%2Ftmp%2Fx");
+        assert_eq!(more.json()["target"], read.json()["target"]);
+
+        for (what, target) in [
+            ("another file", right.replace("/tmp/x", "/tmp/y")),
+            ("two files", format!("{right}&path=/tmp/y")),
+            ("a later end", right.replace("expires=0", "expires=99999999999")),
+            ("ended", link(0, FileOperation::Download, "/tmp/x", "1")),
+            ("an upload's signature", upload.replace("upload-v2", "download")),
+            ("another operation", right.replace("/files/download", "/files/info")),
+            ("a key of the future", link(1, FileOperation::Download, "/tmp/x", "0")),
+        ] {
+            let answer = world.send(get(PRIVATE, &target)).await;
+            assert_eq!(answer.status, 401, "{what}: {answer:?}");
+        }
+        let deleted = world.send(get(PRIVATE, &right).method("DELETE")).await;
+        let another_sandbox = world.send(get(PUBLIC, &right)).await;
+        assert_eq!((deleted.status, another_sandbox.status), (401, 401));
+        assert_eq!(another_sandbox.json()["code"], "WRONG_SIGNATURE");
+        // Whoever shows a key needs no signature.
+        let spoilt =
+            get(PRIVATE, &right.replace("/tmp/x", "/tmp/y")).header("authorization", bearer(&key_of(1)));
+        assert_eq!(world.send(spoilt).await.status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_ends_with_its_signing_key() {
+    let world = World::new().await;
+    let get = |version| {
+        let signature =
+            signing_secret().key_of(sandbox_id(PRIVATE), version).sign(FileOperation::Download, "x", "0");
+        let id = sandbox_id(PRIVATE);
+        get_from("localhost", &format!("/toolbox/{id}/files/download?path=x&expires=0&signature={signature}"))
+    };
+    assert_eq!(world.send(get(0)).await.status, 200);
+
+    world.directory.signing_key_version.store(1, Ordering::SeqCst);
+    assert_eq!(
+        world.send(get(1)).await.status,
+        200,
+        "signed with a key that this node's replica has not heard of"
+    );
+
+    world.directory.stale_signing_key_version.store(1, Ordering::SeqCst);
+    assert_eq!(world.send(get(1)).await.status, 200);
+    assert_eq!(world.send(get(0)).await.status, 401);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

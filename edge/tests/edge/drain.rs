@@ -55,6 +55,7 @@ async fn starting_on_a_taken_port_or_with_a_bad_configuration_is_an_error() {
         preview_domain: domain.into(),
         api_socket: "/tmp/api.sock".into(),
         cookie_key: CookieKey::new([5; 32]),
+        signing_secret: signing_secret(),
         threads: None,
         limits: EdgeLimits::default(),
     };

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_api::access::{AuthorizedSandbox, Caller, PreviewGrant, SandboxFacts, SshGrant, Target};
+use atoll_api::file_link::SigningSecret;
 use atoll_api::ids::{Generation, NodeId, OrganizationId, RegionOrdinal, RequestId, SandboxId, UserId};
 use atoll_api::sandbox::{Phase, Placement};
 use atoll_api::tokens::{ApiKey, SignedPreviewToken, SshToken, TokenHash};
@@ -80,6 +81,7 @@ impl World {
             preview_domain: DOMAIN.into(),
             api_socket,
             cookie_key: CookieKey::new([5; 32]),
+            signing_secret: signing_secret(),
             threads: Some(2),
             limits,
         };
@@ -96,6 +98,10 @@ impl World {
     pub async fn send(&self, request: http::request::Builder) -> Answer {
         self.client().await.send(request).await
     }
+}
+
+pub fn signing_secret() -> SigningSecret {
+    SigningSecret::new([6; 32])
 }
 
 pub fn preview(port: u16, sandbox: u8) -> String {
@@ -189,6 +195,9 @@ pub struct FakeDirectory {
     pub touches: AtomicUsize,
     pub region_down: AtomicBool,
     pub signed_links_ended: AtomicBool,
+    pub signing_key_version: AtomicU32,
+    /// What a replica that has not heard of the newest still says.
+    pub stale_signing_key_version: AtomicU32,
 }
 
 #[async_trait]
@@ -205,7 +214,13 @@ impl Directory for FakeDirectory {
             preview_token_hash: TokenHash::of(PREVIEW_TOKEN),
             phase: Phase::Running,
             placement: Placement { node_id: NodeId(1), generation: Generation(1) },
+            signing_key_version: self.stale_signing_key_version.load(Ordering::SeqCst),
         })
+    }
+
+    async fn sandbox_now(&self, id: SandboxId) -> Result<SandboxFacts, DirectoryError> {
+        let facts = self.sandbox(id).await?;
+        Ok(SandboxFacts { signing_key_version: self.signing_key_version.load(Ordering::SeqCst), ..facts })
     }
 
     async fn signed_preview(&self, token: &SignedPreviewToken) -> Result<PreviewGrant, DirectoryError> {

@@ -105,6 +105,8 @@ impl ControlPlane {
             | Verb::PreviewToken { sandbox, .. }
             | Verb::SignPreview { sandbox, .. }
             | Verb::ExpirePreview { sandbox, .. }
+            | Verb::SigningKey { sandbox }
+            | Verb::RotateSigningKey { sandbox }
             | Verb::IssueSsh { sandbox, .. }
             | Verb::RevokeSsh { sandbox, .. }
             | Verb::Snapshot { sandbox, .. }

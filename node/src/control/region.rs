@@ -13,7 +13,9 @@ use atoll_api::tokens::{PreviewToken, SignedPreviewToken, SshToken};
 use atoll_certs::seal::ClusterSecret;
 use atoll_consensus::group::{ClusterGroup, GroupError, RegionGroup};
 use atoll_consensus::place::{PlaceRequest, place};
-use atoll_consensus::state::cluster::{ClusterCommand, SnapshotKey, SnapshotRecord, SnapshotState};
+use atoll_consensus::state::cluster::{
+    ClusterCommand, ClusterState, SnapshotKey, SnapshotRecord, SnapshotState,
+};
 use atoll_consensus::state::region::{
     Cursor, Intervals, NewSandbox, RegionCommand, RegionOutcome, RegionRejection, SandboxFilter,
     SandboxRecord,
@@ -30,8 +32,10 @@ use super::plane::not_found;
 use super::verb::*;
 use crate::claims::Claims;
 use crate::clock::now_ms;
+use crate::duties::SIGNING_KEYS_SINCE;
 use crate::peers::Peers;
 use crate::rest::public_state;
+use crate::trust::signing_secret;
 
 /// As the public API has it: a create or start answers within 30 s, whatever the state is by then.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(30);
@@ -126,6 +130,11 @@ impl RegionVerbs {
                 .await?;
                 Ok(VerbAnswer::Done)
             }
+            Verb::SigningKey { sandbox } => {
+                let view = self.found(caller, &sandbox).await?;
+                Ok(self.signing_key(view.sandbox_id, view.record.signing_key_version))
+            }
+            Verb::RotateSigningKey { sandbox } => self.rotate_signing_key(caller, &sandbox).await,
             Verb::IssueSsh { sandbox, expires_in_minutes } => {
                 self.issue_ssh(caller, sandbox, expires_in_minutes).await
             }
@@ -417,6 +426,34 @@ impl RegionVerbs {
         })
         .await?;
         Ok(VerbAnswer::SignedPreview { sandbox_id: view.sandbox_id, port, token: token.reveal().to_owned() })
+    }
+
+    async fn rotate_signing_key(
+        &self,
+        caller: &Caller,
+        sandbox: &SandboxReference,
+    ) -> Result<VerbAnswer, VerbError> {
+        if self.cluster.read(ClusterState::command_version) < SIGNING_KEYS_SINCE {
+            return Err(VerbError::Unavailable {
+                message: "some nodes are of an older version that replaces no signing keys: update them"
+                    .into(),
+                retry_after_s: 60,
+            });
+        }
+        let view = self.found(caller, sandbox).await?;
+        let version = view.record.signing_key_version.saturating_add(1);
+        self.propose(RegionCommand::RotateSigningKey {
+            sandbox_id: view.sandbox_id,
+            version,
+            now_ms: now_ms(),
+        })
+        .await?;
+        Ok(self.signing_key(view.sandbox_id, version))
+    }
+
+    fn signing_key(&self, sandbox_id: SandboxId, version: u32) -> VerbAnswer {
+        let key = signing_secret(&self.secret).key_of(sandbox_id, version);
+        VerbAnswer::SigningKey(Password(key.reveal().to_owned()))
     }
 
     async fn issue_ssh(
@@ -728,6 +765,7 @@ pub(super) fn rejected(rejection: RegionRejection) -> VerbError {
         | RegionRejection::NoDisk => VerbError::BadRequest(message),
         RegionRejection::InTransition
         | RegionRejection::NotArchived
+        | RegionRejection::StaleSigningKey { .. }
         | RegionRejection::TooManyCaptures(_) => VerbError::Conflict(message),
         RegionRejection::NoRoom | RegionRejection::NodeNotReady => VerbError::NoRoom(message),
         other => VerbError::Internal(other.to_string()),

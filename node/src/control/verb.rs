@@ -103,6 +103,13 @@ pub enum Verb {
         port: u16,
         token: String,
     },
+    /// Each answers `SigningKey`: the newest.
+    SigningKey {
+        sandbox: SandboxReference,
+    },
+    RotateSigningKey {
+        sandbox: SandboxReference,
+    },
     /// Answers `SshAccess`. Revokes earlier ones.
     IssueSsh {
         sandbox: SandboxReference,
@@ -310,6 +317,7 @@ pub enum VerbAnswer {
     Page(SandboxPage),
     PreviewToken { sandbox_id: SandboxId, port: u16, token: String },
     SignedPreview { sandbox_id: SandboxId, port: u16, token: String },
+    SigningKey(Password),
     SshAccess { id: uuid::Uuid, sandbox_id: SandboxId, token: String, created_at_ms: u64, expires_at_ms: u64 },
     SshValidity { sandbox_id: Option<SandboxId> },
     Snapshots(Vec<(String, SnapshotRecord)>),

@@ -39,6 +39,9 @@ impl Directory for Keys {
     async fn sandbox(&self, _: SandboxId) -> Result<SandboxFacts, DirectoryError> {
         Err(DirectoryError::NotFound)
     }
+    async fn sandbox_now(&self, _: SandboxId) -> Result<SandboxFacts, DirectoryError> {
+        Err(DirectoryError::NotFound)
+    }
     async fn signed_preview(&self, _: &SignedPreviewToken) -> Result<PreviewGrant, DirectoryError> {
         Err(DirectoryError::NotFound)
     }

@@ -376,6 +376,30 @@ pub(super) async fn expire_signed_preview_url(
     answer!(visitor.ask(verb).await?, VerbAnswer::Done => StatusCode::OK)
 }
 
+/// The key that clients sign links to the sandbox's files with.
+#[utoipa::path(
+    get, path = "/sandbox/{sandboxId}/signing-key", operation_id = "getSandboxSigningKey", tag = "sandbox", security(("bearer" = [])),
+    params(("sandboxId" = String, Path)),
+    responses((status = 200, body = String), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+pub(super) async fn signing_key(visitor: Visitor, path: Segments) -> Result<Json<String>, ApiError> {
+    signing_key_of(&visitor, Verb::SigningKey { sandbox: path.sandbox()? }).await
+}
+
+/// A new one. Links that were signed before end.
+#[utoipa::path(
+    post, path = "/sandbox/{sandboxId}/signing-key/rotate", operation_id = "rotateSigningKey", tag = "sandbox", security(("bearer" = [])),
+    params(("sandboxId" = String, Path)),
+    responses((status = 200, body = String), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody))
+)]
+pub(super) async fn rotate_signing_key(visitor: Visitor, path: Segments) -> Result<Json<String>, ApiError> {
+    signing_key_of(&visitor, Verb::RotateSigningKey { sandbox: path.sandbox()? }).await
+}
+
+async fn signing_key_of(visitor: &Visitor, verb: Verb) -> Result<Json<String>, ApiError> {
+    answer!(visitor.ask(verb).await?, VerbAnswer::SigningKey(key) => Json(key.0))
+}
+
 /// Issues the sandbox's SSH token; earlier ones end.
 #[utoipa::path(
     post, path = "/sandbox/{sandboxIdOrName}/ssh-access", operation_id = "createSshAccess", tag = "sandbox", security(("bearer" = [])),

@@ -101,6 +101,7 @@ fn view() -> SandboxView {
             archive_failure: None,
             restored_version: 0,
             warm: None,
+            signing_key_version: 0,
             build: None,
         },
     }
@@ -238,6 +239,8 @@ fn healthy(verb: &Verb) -> Result<VerbAnswer, VerbError> {
         Verb::SignPreview { port, .. } => {
             Ok(VerbAnswer::SignedPreview { sandbox_id: sandbox_id(), port: *port, token: "s".repeat(16) })
         }
+        Verb::SigningKey { .. } => Ok(VerbAnswer::SigningKey(Password("k".repeat(64)))),
+        Verb::RotateSigningKey { .. } => Ok(VerbAnswer::SigningKey(Password("n".repeat(64)))),
         Verb::IssueSsh { .. } => Ok(VerbAnswer::SshAccess {
             id: uuid::Uuid::from_u128(9),
             sandbox_id: sandbox_id(),
@@ -351,6 +354,9 @@ struct FakeDirectory;
 #[async_trait]
 impl Directory for FakeDirectory {
     async fn sandbox(&self, _: SandboxId) -> Result<SandboxFacts, DirectoryError> {
+        Err(DirectoryError::NotFound)
+    }
+    async fn sandbox_now(&self, _: SandboxId) -> Result<SandboxFacts, DirectoryError> {
         Err(DirectoryError::NotFound)
     }
     async fn signed_preview(&self, _: &SignedPreviewToken) -> Result<PreviewGrant, DirectoryError> {
@@ -592,6 +598,8 @@ async fn every_route_asks_its_verb_and_answers_in_the_documented_shape() {
         ("POST", format!("/api/sandbox/{NAME}/autodelete/-9"), Value::Null, 200, interval(IntervalChange::Delete(-1)), "Sandbox"),
         ("POST", format!("/api/sandbox/{id}/last-activity"), json!({"lastActivityAt": "2026-01-01T00:00:00Z"}), 201, Some(Verb::Touch { sandbox: by_id() }), ""),
         ("GET", format!("/api/sandbox/{id}/toolbox-proxy-url"), Value::Null, 200, Some(Verb::Get { sandbox: by_id() }), "ToolboxProxyUrl"),
+        ("GET", format!("/api/sandbox/{id}/signing-key"), Value::Null, 200, Some(Verb::SigningKey { sandbox: by_id() }), "str"),
+        ("POST", format!("/api/sandbox/{id}/signing-key/rotate"), Value::Null, 200, Some(Verb::RotateSigningKey { sandbox: by_id() }), "str"),
         ("GET", format!("/api/sandbox/{NAME}/ports/3000/preview-url"), Value::Null, 200, Some(Verb::PreviewToken { sandbox: named(), port: 3000 }), "PortPreviewUrl"),
         ("GET", format!("/api/sandbox/{NAME}/ports/3000/signed-preview-url"), Value::Null, 200,
             Some(Verb::SignPreview { sandbox: named(), port: 3000, expires_in_s: 60 }), "SignedPortPreviewUrl"),

@@ -225,6 +225,21 @@ async function computerUse(computer, process, tried) {
   await tried(() => computer.stop())
 }
 
+/** Opened without a key, by a client that knows nothing of the SDK. */
+const fileLinks = async () => {
+  const path = `${HOME}/a link & more npm.txt`
+  const form = new FormData()
+  form.append('file', new Blob(['linked']), 'x')
+  assert.equal((await fetch(await sandbox.uploadUrl(path), { method: 'POST', body: form })).status, 200)
+  const link = await sandbox.downloadUrl(path, 0)
+  assert.equal(await (await fetch(link)).text(), 'linked')
+  const status = async (url) => (await fetch(url)).status
+  assert.equal(await status(link.replace('more', 'less')), 401)
+  await sandbox.rotateSigningKey()
+  assert.equal(await status(link), 401)
+  assert.equal(await status(await sandbox.downloadUrl(path)), 200)
+}
+
 const withoutDesktop = async (call) => {
   try {
     return await call()
@@ -246,6 +261,7 @@ await attempt('commands', commands(run))
 await attempt('sessions', sessions(run))
 await attempt('terminals', terminals(run))
 await attempt('files', files(watched(sandbox.fs)))
+await attempt('links to files', fileLinks())
 await attempt('git', repositories(watched(sandbox.git), run))
 await attempt('language servers', languageServers(sandbox, run))
 await attempt('interpreters', interpreters(watched(sandbox.codeInterpreter)))

@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 import traceback
+import urllib.error
+import urllib.request
 from importlib.metadata import version
 
 from daytona import AsyncDaytona, CodeRunParams, Daytona, DaytonaConfig, DaytonaError, FileDownloadRequest, FileUpload, SessionExecuteRequest
@@ -194,6 +196,33 @@ async def files(fs) -> None:
     await now(fs.delete_file(WHERE, recursive=True))
 
 
+async def file_links(sandbox) -> None:
+    """Opened without a key, by a client that knows nothing of the SDK."""
+    if not hasattr(sandbox, "download_url"):
+        return
+    path = f"{HOME}/a link & more {mode}.txt"
+    boundary = "----boundary"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    body = f"{head}linked\r\n--{boundary}--\r\n".encode()
+    upload = urllib.request.Request(await now(sandbox.upload_url(path)), data=body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"})
+    assert opened(upload)[0] == 200
+    link = await now(sandbox.download_url(path, ttl_seconds=0))
+    assert opened(link) == (200, b"linked"), opened(link)
+    assert opened(link.replace("+more", "+less"))[0] == 401
+    assert opened(link.replace("/files/download", "/files/info"))[0] == 401
+    await now(sandbox.rotate_signing_key())
+    assert opened(link)[0] == 401
+    assert opened(await now(sandbox.download_url(path))) == (200, b"linked")
+
+
+def opened(request) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
 async def repositories(git, process) -> None:
     repo, bare, copy = (f"{HOME}/methods-{mode}-{name}" for name in ("repo", "bare.git", "copy"))
     run = lambda command: now(process.exec(command))
@@ -360,6 +389,7 @@ async def play(client) -> None:
     await attempt("entrypoint", entrypoint(process))
     await attempt("terminals", terminals(process))
     await attempt("files", files(parts["fs"]))
+    await attempt("links to files", file_links(sandbox))
     await attempt("git", repositories(parts["git"], process))
     await attempt("language servers", language_servers(sandbox, process))
     if "code_interpreter" in parts:

@@ -167,7 +167,12 @@ impl Directory for FakeDirectory {
             preview_token_hash: TokenHash::of("x"),
             phase: Phase::Running,
             placement: Placement { node_id: NodeId(1), generation: Generation(1) },
+            signing_key_version: 0,
         })
+    }
+
+    async fn sandbox_now(&self, sandbox_id: SandboxId) -> Result<SandboxFacts, DirectoryError> {
+        self.sandbox(sandbox_id).await
     }
 
     async fn signed_preview(&self, _token: &SignedPreviewToken) -> Result<PreviewGrant, DirectoryError> {

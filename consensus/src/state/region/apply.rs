@@ -56,6 +56,9 @@ impl RegionState {
             SetIntervals { sandbox_id, intervals, now_ms } => {
                 self.set_setting(sandbox_id, now_ms, |record| record.set_intervals(intervals))
             }
+            RotateSigningKey { sandbox_id, version, now_ms } => {
+                self.rotate_signing_key(sandbox_id, version, now_ms)
+            }
             IssueSshToken { token_hash, sandbox_id, expires_at_ms, now_ms } => {
                 self.issue_ssh_token(token_hash, sandbox_id, expires_at_ms, now_ms)
             }
@@ -248,6 +251,7 @@ impl RegionState {
             archive_failure: None,
             restored_version: 0,
             warm: pool_id.map(|pool_id| Warm { pool_id, claim_id: None }),
+            signing_key_version: 0,
         };
         self.index.add_sandbox(sandbox_id, &record);
         self.sandboxes.insert(sandbox_id, record);
@@ -477,6 +481,17 @@ impl RegionState {
             record.touch(now_ms);
         }
         Ok(())
+    }
+
+    fn rotate_signing_key(&mut self, sandbox_id: SandboxId, version: u32, now_ms: u64) -> Judged {
+        let current = self.live_record(sandbox_id)?.signing_key_version;
+        if version == current {
+            return Ok(());
+        }
+        if current.checked_add(1) != Some(version) {
+            return Err(RegionRejection::StaleSigningKey { current });
+        }
+        self.set_setting(sandbox_id, now_ms, |record| record.signing_key_version = version)
     }
 
     fn issue_ssh_token(

@@ -94,6 +94,7 @@ impl RegionState {
             preview_token_hash: record.preview_token_hash,
             phase: record.phase.clone(),
             placement: record.placement,
+            signing_key_version: record.signing_key_version,
         })
     }
 

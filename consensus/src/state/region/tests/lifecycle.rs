@@ -302,6 +302,7 @@ fn nothing_brings_a_doomed_sandbox_back() {
         RegionCommand::SetLabels { sandbox_id, labels: Default::default(), now_ms: NOW_MS },
         RegionCommand::SetPublic { sandbox_id, public: true, now_ms: NOW_MS },
         RegionCommand::SetIntervals { sandbox_id, intervals, now_ms: NOW_MS },
+        RegionCommand::RotateSigningKey { sandbox_id, version: 1, now_ms: NOW_MS },
         ssh_token(1, 1, NOW_MS + 100),
         preview_token(1, 2, 3000, NOW_MS + 100),
     ] {

@@ -132,6 +132,8 @@ fn any_command() -> impl Strategy<Value = RegionCommand> {
             let intervals = Intervals { auto_stop_minutes: 1, auto_pause_minutes: 0, auto_archive_minutes: 1, auto_delete_minutes };
             SetIntervals { sandbox_id, intervals, now_ms }
         }),
+        1 => (a_sandbox(), 0..3u32, a_time())
+            .prop_map(|(sandbox_id, version, now_ms)| RotateSigningKey { sandbox_id, version, now_ms }),
         2 => (a_token(), a_sandbox(), a_time()).prop_map(|(token_hash, sandbox_id, expires_at_ms)| {
             IssueSshToken { token_hash, sandbox_id, expires_at_ms, now_ms: NOW_MS }
         }),

@@ -147,3 +147,23 @@ fn expired_tokens_are_dropped_and_valid_ones_kept() {
     assert_eq!(world.state.ssh_tokens.keys().collect::<Vec<_>>(), [&token(2)]);
     assert_eq!(world.state.preview_tokens.keys().collect::<Vec<_>>(), [&token(4)]);
 }
+
+#[test]
+fn the_signing_key_is_replaced_one_version_at_a_time() {
+    let rotate =
+        |version| RegionCommand::RotateSigningKey { sandbox_id: sandbox_id(1), version, now_ms: NOW_MS };
+    let mut world = World::with_nodes(1).running(1, 1);
+    let version = |world: &World| world.state.facts(sandbox_id(1)).map(|facts| facts.signing_key_version);
+    assert_eq!(version(&world), Some(0));
+
+    world.accept(rotate(1));
+    assert_eq!(version(&world), Some(1));
+
+    world.accept(rotate(1));
+    assert_eq!(version(&world), Some(1), "said again");
+
+    for (wrong, why) in [(0, "an earlier one"), (3, "one that would leave one out")] {
+        world.refuse(rotate(wrong), StaleSigningKey { current: 1 });
+        assert_eq!(version(&world), Some(1), "{why}");
+    }
+}
