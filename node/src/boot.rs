@@ -262,7 +262,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
         home: config.region.clone(),
         cluster: cluster.clone(),
         region: region.clone(),
-        puller: Puller { store: images::pulled_into(&config, &store), passwords: passwords.clone() },
+        puller: Puller { store: store.clone(), passwords: passwords.clone() },
         builder: Builder {
             builds: builds.as_ref().map(|images| images.builds.clone()),
             store: store.clone(),

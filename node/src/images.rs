@@ -44,7 +44,7 @@ pub async fn unpack_base(config: &Config, store: &Store, runner: &RunnerHandle) 
 pub fn source(config: &Config, store: &Store) -> Arc<dyn ImageSource> {
     match config.runtime.kind {
         RuntimeKind::Embedded => Arc::new(store.clone()),
-        RuntimeKind::Docker => Arc::new(EngineImages),
+        RuntimeKind::Docker => Arc::new(EngineImages { store: Some(store.clone()) }),
     }
 }
 
@@ -77,13 +77,5 @@ impl ImageBuilds {
     pub async fn shutdown(&self) {
         self.builds.shutdown().await;
         self.host.close().await;
-    }
-}
-
-/// Where snapshots' images are pulled into. Docker's engine would not look there.
-pub fn pulled_into(config: &Config, store: &Store) -> Option<Store> {
-    match config.runtime.kind {
-        RuntimeKind::Embedded => Some(store.clone()),
-        RuntimeKind::Docker => None,
     }
 }

@@ -9,6 +9,7 @@ mod egress;
 mod engine;
 mod firewall;
 mod host;
+mod images;
 pub(crate) mod namespace;
 
 use std::collections::HashMap;
@@ -99,6 +100,8 @@ pub struct DockerRuntime {
     namespaces: Namespaces,
     /// Processes and network namespaces of running sandboxes, opened once and then held.
     live: Mutex<HashMap<Incarnation, Arc<Live>>>,
+    /// What the engine calls images of the node's store.
+    names: Mutex<HashMap<Digest, String>>,
     facts: Mutex<Option<HostFacts>>,
     /// Network and rules are known to be in place. Nothing starts while they are not.
     walls_up: AtomicBool,
@@ -125,6 +128,7 @@ impl DockerRuntime {
             firewall: Firewall::new(&config.network, &config.bridge),
             namespaces,
             live: Mutex::default(),
+            names: Mutex::default(),
             facts: Mutex::default(),
             walls_up: AtomicBool::new(false),
             preparing: tokio::sync::Mutex::new(()),
@@ -213,6 +217,10 @@ impl DockerRuntime {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn names(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, String>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn forget(&self, incarnation: Incarnation) {
         self.live_map().remove(&incarnation);
     }
@@ -299,25 +307,38 @@ impl Runtime for DockerRuntime {
         prepared
     }
 
-    async fn missing_blobs(&self, _image: &Image) -> Result<Vec<Digest>, RuntimeError> {
-        Ok(Vec::new())
+    async fn missing_blobs(&self, image: &Image) -> Result<Vec<Digest>, RuntimeError> {
+        let found = images::find(&self.engine, image).await?;
+        let Some(id) = image.id else { return Ok(Vec::new()) };
+        Ok(match found {
+            Some(name) => {
+                self.names().insert(id, name);
+                Vec::new()
+            }
+            None => {
+                self.names().remove(&id);
+                images::blobs(image)
+            }
+        })
     }
 
-    async fn import(&self, _image: &Image, _blobs: Vec<(Digest, File)>) -> Result<(), RuntimeError> {
-        Ok(())
+    async fn import(&self, image: &Image, blobs: Vec<(Digest, File)>) -> Result<(), RuntimeError> {
+        images::load(&self.engine, image, blobs).await
     }
 
     async fn create(
         &self,
         incarnation: Incarnation,
         spec: &SandboxSpec,
-        _image: &Image,
+        image: &Image,
         mount_dir: &MountDir,
     ) -> Result<(), RuntimeError> {
         egress::refuse_lists(&spec.egress)?;
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let facts = facts.ok_or_else(|| RuntimeError::Host("the Docker engine was not prepared".into()))?;
-        let body = &container::create_body(&self.config, &facts, incarnation, spec, mount_dir.path());
+        let known = image.id.and_then(|id| self.names().get(&id).cloned());
+        let image = known.unwrap_or_else(|| image.reference.clone());
+        let body = &container::create_body(&self.config, &facts, incarnation, spec, image, mount_dir.path());
         let name = &self.config.container_name(incarnation);
         let options = &query::CreateContainerOptionsBuilder::default().name(name).build();
         let created = self
@@ -451,6 +472,8 @@ impl Runtime for DockerRuntime {
                 .collect()
                 .await;
             removals.into_iter().collect::<Result<(), _>>()?;
+            let given: Vec<String> = self.names().values().cloned().collect();
+            images::remove_ours(&self.engine, &self.config.node_id.to_string(), &given).await?;
             self.remove_network().await
         };
         let removed = containers.await;

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::{LayerTar, RuntimeError};
-use crate::store::BlobWriter;
+use crate::store::{BlobWriter, Reference, Store};
 
 /// A SHA-256 as OCI writes it: `sha256:` and 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -160,18 +160,33 @@ pub struct Kept {
     pub bytes: u64,
 }
 
-/// For a runtime whose engine has its images already.
-#[derive(Debug, Clone, Copy)]
-pub struct EngineImages;
+/// For a runtime with an engine that has images of its own, beside those of the node's store if there is one.
+#[derive(Clone, Default)]
+pub struct EngineImages {
+    pub store: Option<Store>,
+}
 
 #[async_trait]
 impl ImageSource for EngineImages {
+    /// A bare digest is an image of the engine's. A name is the store's if that knows it or it is pinned: then it is the same
+    /// everywhere.
     async fn resolve(&self, reference: &str) -> Result<Image, RuntimeError> {
-        Ok(Image::named(reference))
+        let is_stored = |store: &&Store| match reference.parse::<Reference>() {
+            Ok(_) if reference.parse::<Digest>().is_ok() => false,
+            Ok(name) => name.digest().is_some() || store.name_here(&name).is_some(),
+            Err(_) => false,
+        };
+        match self.store.as_ref().filter(is_stored) {
+            Some(store) => Ok(store.resolve(reference).await?),
+            None => Ok(Image::named(reference)),
+        }
     }
 
     async fn open(&self, blob: &Digest) -> Result<File, RuntimeError> {
-        Err(RuntimeError::Host(format!("the blob {blob} is not on this node")))
+        match &self.store {
+            Some(store) => ImageSource::open(store, blob).await,
+            None => Err(RuntimeError::Host(format!("the blob {blob} is not on this node"))),
+        }
     }
 
     async fn read_layer(&self, _layer: LayerTar) -> Result<BlobWriter, RuntimeError> {
@@ -184,7 +199,7 @@ impl ImageSource for EngineImages {
 }
 
 fn no_store() -> RuntimeError {
-    RuntimeError::Spec("this node keeps no images of its own".into())
+    RuntimeError::Spec("the engine of this node keeps the disks of its sandboxes itself".into())
 }
 
 #[cfg(test)]

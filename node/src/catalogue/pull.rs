@@ -18,37 +18,26 @@ const TRIES_MAX: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 pub struct Puller {
-    /// `None` where sandboxes are made by an engine that has images of its own.
-    pub store: Option<Store>,
+    pub store: Store,
     pub passwords: RegistryPasswords,
 }
 
 impl Puller {
     pub async fn pull(&self, organization_id: OrganizationId, image: &str) -> SnapshotReport {
-        let Some(store) = &self.store else {
-            return failed(
-                "this node makes sandboxes by Docker: images are pulled for the embedded runtime only",
-            );
-        };
         let deadline = PULL_DEADLINE;
-        match tokio::time::timeout(deadline, self.try_often(store, organization_id, image)).await {
+        match tokio::time::timeout(deadline, self.try_often(organization_id, image)).await {
             Ok(Ok(pulled)) => ready(pulled),
             Ok(Err(error)) => failed(&error.to_string()),
             Err(_) => failed(&format!("{image} was not here after {} minutes", deadline.as_secs() / 60)),
         }
     }
 
-    async fn try_often(
-        &self,
-        store: &Store,
-        organization_id: OrganizationId,
-        image: &str,
-    ) -> Result<Pulled, StoreError> {
+    async fn try_often(&self, organization_id: OrganizationId, image: &str) -> Result<Pulled, StoreError> {
         let reference: Reference = image.parse()?;
         let mut pause = FIRST_PAUSE;
         let pull = || {
             let identities = self.passwords.of(organization_id, &reference);
-            store.pull_as_any(image, identities, Progress::default())
+            self.store.pull_as_any(image, identities, Progress::default())
         };
         for _ in 1..TRIES_MAX {
             match pull().await {

@@ -31,6 +31,7 @@ type Rule = (&'static str, fn(&World));
 fn rules(runtime: Runtime) -> Vec<Rule> {
     let both = [
         api::RULES,
+        catalogue::RULES,
         disks::RULES,
         doors::RULES,
         isolation::RULES,
@@ -38,15 +39,14 @@ fn rules(runtime: Runtime) -> Vec<Rule> {
         processes::RULES,
         registry::RULES,
         sdk::RULES,
+        sdk::METHODS,
+        toolbox::RULES,
         warm_pools::RULES,
     ]
     .concat();
     match runtime {
-        // Images are the node's store's, which Docker's engine does not look into.
-        Runtime::Embedded => {
-            [&both[..], bad_input::RULES, builds::RULES, catalogue::RULES, sdk::METHODS, toolbox::RULES]
-                .concat()
-        }
+        // Docker's engine does not tell what a step of a build has changed.
+        Runtime::Embedded => [&both[..], bad_input::RULES, builds::RULES].concat(),
         Runtime::Docker => both,
     }
 }

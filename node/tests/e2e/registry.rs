@@ -134,6 +134,14 @@ impl Door {
     }
 }
 
+/// The base snapshot's image under a name of the organization's own; gives that name.
+pub fn push_base(world: &World, name: &str) -> String {
+    let cache = std::env::var("ATOLL_CACHE_DIR").unwrap_or_else(|_| "/var/cache/atoll".to_owned());
+    let door = Door::of(&world.cluster, EU[0]);
+    door.push(&format!("oci:{cache}/base/{}.oci", world.cluster.ready.default_snapshot), name);
+    door.image(name).strip_prefix("docker://").expect("a name for skopeo").to_owned()
+}
+
 fn ask(world: &World, door: &Door, method: Method, path: &str) -> reqwest::RequestBuilder {
     let (user, key) = door.credentials.split_once(':').unwrap();
     world.http.request(method, door.url(path)).basic_auth(user, Some(key))

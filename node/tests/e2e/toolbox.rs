@@ -13,8 +13,8 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::Rule;
 use crate::world::{EU, Made, World};
+use crate::{Rule, registry};
 use facts::Facts;
 use walk::{Outcome, Walk};
 
@@ -58,18 +58,17 @@ pub fn language() -> Value {
 
 /// The default snapshot has no entrypoint to look at.
 pub fn with_entrypoint(world: &World) -> Made<'_> {
-    let dockerfile = format!(
-        "FROM {}\nENTRYPOINT [\"sh\", \"-c\", \"echo the entrypoint runs; exec sleep infinity\"]\nUSER daytona\n",
-        world.cluster.ready.default_snapshot
-    );
-    let wish = json!({ "buildInfo": { "dockerfileContent": dockerfile }, "labels": language() });
-    let made = world.api(EU[0], Method::POST, "/sandbox", Some(wish)).expect(200).json();
-    let path = format!("/sandbox/{}", made["id"].as_str().expect("an id"));
-    let shown = world.eventually(Duration::from_secs(60), || {
-        let shown = world.get(EU[0], &path).expect(200).json();
-        (shown["state"] == "started", shown)
+    let name = format!("with-entrypoint-{}", uuid::Uuid::new_v4().simple());
+    let image = registry::push_base(world, &format!("{name}:1"));
+    let program = "echo the entrypoint runs; exec sleep infinity";
+    let wish = json!({ "name": name, "imageName": image, "entrypoint": ["sh", "-c", program] });
+    world.api(EU[0], Method::POST, "/snapshots", Some(wish)).expect(200);
+    world.eventually(Duration::from_secs(60), || {
+        let shown = world.get(EU[0], &format!("/snapshots/{name}")).expect(200).json();
+        assert_ne!(shown["state"], "error", "{shown}");
+        (shown["state"] == "active", shown)
     });
-    world.made(&shown)
+    world.create_with(EU[0], json!({ "snapshot": name, "user": "daytona", "labels": language() }))
 }
 
 fn walked(world: &World, facts: &Facts, sandbox: &Made<'_>, prefix: String) -> Outcomes {

@@ -65,10 +65,11 @@ pub(crate) fn create_body(
     facts: &HostFacts,
     incarnation: Incarnation,
     spec: &SandboxSpec,
+    image: String,
     mount_dir: &Path,
 ) -> ContainerCreateBody {
     ContainerCreateBody {
-        image: Some(spec.image.clone()),
+        image: Some(image),
         hostname: Some(incarnation.sandbox_id.to_string()),
         // The first process is ours, so it is root whatever the image says. It starts the user's as `spec.user`.
         user: Some("0:0".to_owned()),
@@ -172,7 +173,7 @@ mod tests {
             generation: Generation(3),
         };
         let config = DockerConfig::for_node(NodeId(7));
-        create_body(&config, facts, incarnation, spec, Path::new("/d/mount")).host_config.unwrap()
+        create_body(&config, facts, incarnation, spec, "i".into(), Path::new("/d/mount")).host_config.unwrap()
     }
 
     #[test]

@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use atoll_api::access::Target;
 use atoll_api::ids::{Generation, NodeId};
 use atoll_api::sandbox::{Desired, Egress, Phase, SandboxSpec};
-use atoll_runner::{DockerConfig, DockerRuntime, Finding, RunnerDialError, Runtime, RuntimeError};
+use atoll_runner::store::{Reference, Registries, Store, StoreConfig};
+use atoll_runner::{
+    DockerConfig, DockerRuntime, EngineImages, Finding, RunnerDialError, Runtime, RuntimeError,
+};
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -353,6 +356,44 @@ async fn stop_start_and_delete_work_and_destroy_all_leaves_nothing() {
 
     assert_eq!(host.what_is_left(), Vec::<String>::new());
     assert_eq!(host.folder.sandbox_folders(), 0);
+}
+
+/// The disk of such a sandbox, too, as the engine keeps it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_the_nodes_store_is_given_to_the_engine_and_goes_with_the_node() {
+    let Some(host) = Host::new() else { return };
+    let store = host.folder.path().join("store");
+    let store = StoreConfig { dir: store, seeds: vec![], registries: Registries::default() };
+    let store = Store::open(store).unwrap();
+    let mut save = Command::new("docker").args(["save", IMAGE]).stdout(Stdio::piped()).spawn().unwrap();
+    let saved = tokio::process::ChildStdout::from_std(save.stdout.take().unwrap()).unwrap();
+    let imported = store.import_archive(saved).await.unwrap();
+    assert!(save.wait().unwrap().success());
+    let name: Reference = "atoll.internal/test/box:1".parse().unwrap();
+    let pinned = name.pinned(imported[0].digest).to_string();
+    let given = format!("atoll.internal/image:{}", store.resolve(&pinned).await.unwrap().id.unwrap().hex());
+    let runtime = host.runtime();
+    let images = Arc::new(EngineImages { store: Some(store) });
+    let mut world =
+        World::start_with(host.folder.config(host.daemon.clone()), runtime.clone(), images).await.unwrap();
+    world.runner.provide(&pinned).await.unwrap();
+
+    world.place(1, spec(&pinned));
+    world.until_running(1).await;
+
+    assert_eq!(docker(&["inspect", "--format", "{{.Config.Image}}", &host.container(1, 1)]), given);
+    runtime.pause(incarnation(1, 1)).await.unwrap();
+    let disk = runtime.commit_image(incarnation(1, 1), "atoll.internal/test/disk").await.unwrap().unwrap();
+    runtime.resume(incarnation(1, 1)).await.unwrap();
+    let is_there = |image: &str| !docker(&["image", "ls", "-q", "--no-trunc", image]).is_empty();
+    let ids = || docker(&["image", "ls", "-aq", "--no-trunc"]);
+    assert!(is_there(&given) && ids().contains(&disk.reference));
+
+    world.runner.destroy_all().await.unwrap();
+
+    assert_eq!(host.what_is_left(), Vec::<String>::new());
+    assert!(!is_there(&given) && !ids().contains(&disk.reference));
+    assert!(is_there(IMAGE), "it is the operator's");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,7 +47,7 @@ pub fn spec(image: &str) -> SandboxSpec {
 
 impl World {
     pub async fn start(config: RunnerConfig, runtime: Arc<dyn Runtime>) -> Result<World, RuntimeError> {
-        World::start_with(config, runtime, Arc::new(EngineImages)).await
+        World::start_with(config, runtime, Arc::new(EngineImages::default())).await
     }
 
     pub async fn start_with(

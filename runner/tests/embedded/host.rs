@@ -336,10 +336,10 @@ impl ImageSource for Busybox {
     }
 
     async fn read_layer(&self, layer: LayerTar) -> Result<BlobWriter, RuntimeError> {
-        EngineImages.read_layer(layer).await
+        EngineImages::default().read_layer(layer).await
     }
 
     async fn keep(&self, base: &Image, layer: BlobWriter, name: &str) -> Result<Kept, RuntimeError> {
-        EngineImages.keep(base, layer, name).await
+        EngineImages::default().keep(base, layer, name).await
     }
 }

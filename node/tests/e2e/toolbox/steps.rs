@@ -78,9 +78,10 @@ pub fn files(walk: &mut Walk) {
 
 pub fn commands(walk: &mut Walk) {
     let wish =
-        json!({ "command": "echo $A; pwd; exit 3", "cwd": "/tmp", "envs": { "A": "b" }, "timeout": 20 });
+        json!({ "command": "echo $A; pwd >&2; exit 3", "cwd": "/tmp", "envs": { "A": "b" }, "timeout": 20 });
     let ran = walk.call("execute_command", call().json(wish));
-    walk.check("execute_command", ran == json!({ "exitCode": 3, "result": "b\n/tmp\n" }), &ran);
+    let expected = json!({ "exitCode": 3, "result": "b\n/tmp\n", "stdout": "b\n", "stderr": "/tmp\n" });
+    walk.check("execute_command", ran == expected, &ran);
     let wish =
         json!({ "code": "import sys; print(6 * 7, sys.argv[1])", "language": "python", "argv": ["x"] });
     let ran = walk.call("code_run", call().json(wish));
