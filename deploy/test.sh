@@ -10,8 +10,8 @@ PYTHON_SDK=daytona==0.226.1
 # One from the middle, the first years' last, and the last that uses the API's own toolbox routes.
 OLDER_PYTHON_SDKS=(daytona==0.150.0 daytona==0.115.2 daytona==0.110.2)
 NODE_SDK=@daytonaio/sdk@0.218.0
-# What runs TypeScript in the daemon's tests.
-TS_NODE=(ts-node@10.9.2 typescript@5.9.3)
+# What runs TypeScript in the daemon's tests, and what leads a browser in the nodes'.
+NODE_TOOLS=(ts-node@10.9.2 typescript@5.9.3 puppeteer-core@24.10.0)
 SCHEMATHESIS=schemathesis==4.32.5
 CARGO_DENY=0.20.2
 cache=$(cache_dir)
@@ -45,8 +45,8 @@ install_both_sdks() {
 
 install_sdks() {
   local sdk folder pid pids=()
-  sdks=$(kept sdks "$PYTHON_SDK" "$NODE_SDK" "${TS_NODE[@]}")
-  install_once "$sdks" install_both_sdks "$PYTHON_SDK" "$NODE_SDK" "${TS_NODE[@]}" & pids+=($!)
+  sdks=$(kept sdks "$PYTHON_SDK" "$NODE_SDK" "${NODE_TOOLS[@]}")
+  install_once "$sdks" install_both_sdks "$PYTHON_SDK" "$NODE_SDK" "${NODE_TOOLS[@]}" & pids+=($!)
   # Each has an environment of its own: they don't agree on what else they need.
   older_pythons=()
   for sdk in "${OLDER_PYTHON_SDKS[@]}"; do
@@ -84,7 +84,7 @@ need_root
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 timed packages install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${RUNTIME_PACKAGES[@]}" jq openssh-client openssh-sftp-server busybox-static python3-venv python3-matplotlib fuse3 \
-  skopeo docker-registry apache2-utils python3-pylsp node-typescript procps
+  skopeo docker-registry apache2-utils python3-pylsp node-typescript procps chromium
 command -v node >/dev/null || install_packages nodejs npm
 install_npm
 timed "desktop packages" install_packages $(cat deploy/base/desktop.txt)

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::Rule;
 use crate::toolbox;
-use crate::world::World;
+use crate::world::{EU, Made, World};
 
 pub const RULES: &[Rule] = &[
     ("the_python_sdk_runs_its_story_over_three_nodes", python),
@@ -20,6 +20,7 @@ pub const METHODS: &[Rule] = &[
     ("every_method_of_the_python_sdk_works_in_a_sandbox", python_methods),
     ("every_method_of_older_python_sdks_works_in_a_sandbox", older_python_methods),
     ("every_method_of_the_npm_sdk_works_in_a_sandbox", npm_methods),
+    ("a_browser_shows_the_web_terminal_and_a_desktop", browser),
 ];
 
 fn python(world: &World) {
@@ -61,6 +62,24 @@ fn npm_methods(world: &World) {
     }
 }
 
+fn browser(world: &World) {
+    if provided("ATOLL_NODE_MODULES").is_none() {
+        return;
+    }
+    let sandbox = world.create_with(EU[0], json!({ "labels": toolbox::language() }));
+    let desktop = desktop_on(world, sandbox.owner);
+    let mut command = in_time("node");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/browser.mjs"));
+    let node = &world.cluster.node(world.other_than(&sandbox)).http;
+    command.args([&world.cluster.ready.api_key, node, &sandbox.id]);
+    played(command.args(desktop.iter().map(|desktop| &desktop.id))).unwrap_or_else(|why| panic!("{why}"));
+}
+
+fn desktop_on(world: &World, node: usize) -> Option<Made<'_>> {
+    let name = toolbox::desktop_snapshot(world)?;
+    Some(world.create_with(node, json!({ "snapshot": name, "labels": toolbox::language() })))
+}
+
 fn python_in_both_modes(python: &str) -> [Command; 2] {
     ["sync", "async"].map(|mode| {
         let mut command = in_time(python);
@@ -87,9 +106,7 @@ fn methods_of(world: &World, commands: impl IntoIterator<Item = Command>) {
 fn methods(world: &World, mut command: Command) -> Result<(), String> {
     const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/COMPATIBILITY.md");
     let sandbox = toolbox::with_entrypoint(world);
-    let desktop = toolbox::desktop_snapshot(world).map(|name| {
-        world.create_with(sandbox.owner, json!({ "snapshot": name, "labels": toolbox::language() }))
-    });
+    let desktop = desktop_on(world, sandbox.owner);
     let node = &world.cluster.node(world.other_than(&sandbox)).http;
     command.args([&world.cluster.ready.api_key, node, &sandbox.id]);
     let said = played(command.args(desktop.iter().map(|desktop| &desktop.id)))?;
