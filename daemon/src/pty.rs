@@ -86,6 +86,8 @@ impl From<Exit> for PtyExit {
 #[derive(Default)]
 pub struct Terminals {
     terminals: Mutex<BTreeMap<String, Arc<Terminal>>>,
+    /// Whose shells have ended by themselves, the latest last: whoever still holds the id is told so.
+    ended: Mutex<VecDeque<String>>,
 }
 
 pub struct Wanted {
@@ -187,6 +189,14 @@ impl Terminals {
         self.lock().get(id).cloned().ok_or_else(|| PtyError::Unknown(id.to_owned()))
     }
 
+    /// As [`Terminals::find`], for who knows that there was one.
+    pub fn find_live(&self, id: &str) -> Result<Arc<Terminal>, PtyError> {
+        self.find(id).map_err(|unknown| match held(&self.ended).iter().any(|ended| ended == id) {
+            true => PtyError::Ended,
+            false => unknown,
+        })
+    }
+
     pub fn list(&self) -> Vec<Arc<Terminal>> {
         self.lock().values().cloned().collect()
     }
@@ -280,6 +290,11 @@ impl Terminals {
             // The id may have been freed and taken by another meanwhile.
             if terminals.get(&terminal.id).is_some_and(|current| Arc::ptr_eq(current, &terminal)) {
                 terminals.remove(&terminal.id);
+                let mut ended = held(&self.ended);
+                ended.push_back(terminal.id.clone());
+                if ended.len() > TERMINALS_MAX {
+                    ended.pop_front();
+                }
             }
         }
         terminal.end(exit);

@@ -152,7 +152,7 @@ pub async fn resize(
     JsonBody(request): JsonBody<ResizeRequest>,
 ) -> Result<Json<SessionInfo>, ApiError> {
     let size = Size::new(request.cols, request.rows).ok_or(PtyError::BadSize)?;
-    let terminal = daemon.terminals.find(&session_id)?;
+    let terminal = daemon.terminals.find_live(&session_id)?;
     terminal.resize(size)?;
     Ok(Json(SessionInfo::of(&terminal)))
 }

@@ -224,9 +224,8 @@ async fn the_end_of_a_terminal_is_told_in_the_protocols_words() {
             "{typed}"
         );
         assert!(of_plain.controls.is_empty(), "{typed}");
-        world
-            .post("/process/pty/t/resize", json!({ "cols": 9, "rows": 9 }))
-            .await
-            .expect_error(404, "PROCESS_NOT_FOUND");
+        world.post("/process/pty/t/resize", json!({ "cols": 9, "rows": 9 })).await.expect_error(410, "GONE");
+        let never = world.post("/process/pty/never/resize", json!({ "cols": 9, "rows": 9 })).await;
+        never.expect_error(404, "PROCESS_NOT_FOUND");
     }
 }
