@@ -13,6 +13,8 @@ mod process;
 mod serve;
 mod traces;
 
+mod alone;
+
 mod burst;
 mod commit;
 mod create;
@@ -32,10 +34,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use alone::Parts;
 use cluster::Cluster;
 use docker::Engine;
 use report::Report;
-use starts::Parts;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures an Atoll cluster beside what its users would take instead")]
@@ -56,7 +58,7 @@ enum Command {
         port: u16,
     },
     /// What a runtime that is measured alone starts by itself.
-    #[command(name = starts::ZYGOTE, hide = true)]
+    #[command(name = alone::ZYGOTE, hide = true)]
     Zygote { state_dir: PathBuf },
 }
 
@@ -207,11 +209,17 @@ async fn run(args: RunArgs) -> Result<()> {
         report.begin();
         let measured = match measurement {
             Measurement::Create => create::measure(&cluster, image, effort, &mut report).await,
-            Measurement::Starts => starts_beside(&cluster, &args.base, &work_dir, effort, &mut report).await,
+            Measurement::Starts => match parts_of(&cluster, &args.base, &work_dir) {
+                Ok(parts) => starts::measure(&parts, Some(&Engine::open()?), effort, &mut report).await,
+                Err(error) => Err(error),
+            },
             Measurement::Warm => warm::measure(&cluster, effort, &mut report).await,
             Measurement::Burst => burst::measure(&cluster, effort, &mut report).await,
             Measurement::Delete => delete::measure(&cluster, image, effort, &mut report).await,
-            Measurement::Exec => exec::measure(&cluster, image, effort, &mut report).await,
+            Measurement::Exec => match parts_of(&cluster, &args.base, &work_dir) {
+                Ok(parts) => exec::measure(&cluster, &parts, effort, &mut report).await,
+                Err(error) => Err(error),
+            },
             Measurement::Files => files::measure(&cluster, image, &work_dir, effort, &mut report).await,
             Measurement::Live => live::measure(&cluster, effort, &mut report).await,
             Measurement::Idle => idle::measure(&cluster, args.many, effort, &mut report).await,
@@ -233,14 +241,7 @@ async fn run(args: RunArgs) -> Result<()> {
 }
 
 /// With the daemon that the nodes put into their sandboxes.
-async fn starts_beside(
-    cluster: &Cluster,
-    base: &BaseArgs,
-    work_dir: &Path,
-    effort: Effort,
-    report: &mut Report,
-) -> Result<()> {
+fn parts_of(cluster: &Cluster, base: &BaseArgs, work_dir: &Path) -> Result<Parts> {
     let (image, seed, work_dir) = (base.image.clone(), base.seed.clone(), work_dir.to_owned());
-    let parts = Parts { daemon: cluster.nodes()[0].daemon()?, seed, image, work_dir };
-    starts::measure(&parts, Some(&Engine::open()?), effort, report).await
+    Ok(Parts { daemon: cluster.nodes()[0].daemon()?, seed, image, work_dir })
 }

@@ -344,7 +344,7 @@ async fn store(
     let stored = async {
         let mut upload = Upload::begin(&daemon.workers, path).await.map_err(Refusal::File)?;
         while let Some(chunk) = chunks.next().await {
-            upload.write(chunk.map_err(Refusal::Body)?).await.map_err(Refusal::File)?;
+            upload.write(&chunk.map_err(Refusal::Body)?).await.map_err(Refusal::File)?;
         }
         upload.commit().await.map_err(Refusal::File)
     };

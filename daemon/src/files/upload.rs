@@ -1,14 +1,17 @@
 //! Receives a file: streamed into a hidden one beside it, put in place when whole. Nobody ever sees half a file.
+//!
+//! While one batch is written the next one is received; a chunk by itself would be too little work to hand to another thread.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::edit::create_beside;
-use super::workers::Workers;
+use super::workers::{Running, Workers};
+
+/// Received before it is written; twice this is the most that one upload holds.
+const BATCH_BYTES: usize = 256 * 1024;
 
 /// An upload that has begun. Dropping it without [`Upload::commit`] removes what was written.
 pub struct Upload {
@@ -16,7 +19,10 @@ pub struct Upload {
     target: PathBuf,
     temporary: Option<PathBuf>,
     file: Arc<File>,
-    pub bytes: u64,
+    /// Copied together: many small pieces would hold more than their bytes.
+    batch: Vec<u8>,
+    writing: Option<Running<io::Result<()>>>,
+    bytes: u64,
 }
 
 impl Upload {
@@ -42,18 +48,39 @@ impl Upload {
             target,
             temporary: Some(temporary),
             file: Arc::new(file),
+            batch: Vec::new(),
+            writing: None,
             bytes: 0,
         })
     }
 
-    pub async fn write(&mut self, chunk: Bytes) -> io::Result<()> {
+    /// An error may be that of an earlier chunk.
+    pub async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
         self.bytes += chunk.len() as u64;
-        let file = self.file.clone();
-        self.workers.run(move || (&*file).write_all(&chunk)).await
+        self.batch.extend_from_slice(chunk);
+        if self.batch.len() >= BATCH_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    /// One batch after the other: they are one stream.
+    async fn flush(&mut self) -> io::Result<()> {
+        self.written().await?;
+        let (file, batch) = (self.file.clone(), std::mem::take(&mut self.batch));
+        let write = move || (&*file).write_all(&batch);
+        self.writing = Some(self.workers.submit(write).await);
+        Ok(())
+    }
+
+    async fn written(&mut self) -> io::Result<()> {
+        match self.writing.take() {
+            Some(writing) => writing.result().await,
+            None => Ok(()),
+        }
     }
 
     /// The number of bytes in place.
     pub async fn commit(mut self) -> io::Result<u64> {
+        self.flush().await?;
+        self.written().await?;
         let temporary = self.temporary.clone().expect("taken only here and in drop");
         let target = self.target.clone();
         let put = move || fs::rename(temporary, destination(&target));

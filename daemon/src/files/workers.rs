@@ -49,11 +49,16 @@ impl Workers {
 
     /// Runs `work` on one of the threads. It should be short: a step of a stream, not the stream.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.submit(work).await.result().await
+    }
+
+    /// As [`Workers::run`], and the caller may do something else meanwhile. Resolves when the work is queued.
+    pub async fn submit<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Running<T> {
         let (done, result) = oneshot::channel();
         let job: Job = Box::new(move || drop(done.send(work())));
         // The threads end when the last sender has gone, and we are one; the binary aborts on panic.
         self.jobs.send(job).await.unwrap_or_else(|_| unreachable!("file workers outlive their handles"));
-        result.await.expect("a job always runs to its end")
+        Running(result)
     }
 
     /// For cleaning up from `drop`. When too much waits, on a task of its own.
@@ -62,6 +67,15 @@ impl Workers {
             let jobs = self.jobs.clone();
             tokio::spawn(async move { drop(jobs.send(job).await) });
         }
+    }
+}
+
+/// Work that goes on whether or not anybody waits for it.
+pub struct Running<T>(oneshot::Receiver<T>);
+
+impl<T> Running<T> {
+    pub async fn result(self) -> T {
+        self.0.await.expect("a job always runs to its end")
     }
 }
 
