@@ -22,7 +22,8 @@ use crate::identity::Rooms;
 use crate::launch::Launcher;
 use crate::reaper::Reaper;
 use crate::routes::Daemon;
-use crate::{gate, info, inherited, polled, processes, shells, web_terminal};
+use crate::write_signals::WriteSignals;
+use crate::{gate, info, inherited, polled, processes, shells, web_terminal, write_signals};
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2280);
 /// Root's, and the user's shells may pass through it: see `session`.
@@ -126,6 +127,7 @@ pub fn run(options: Options) -> Result<()> {
     handled.add(NixSignal::SIGTERM);
     handled.add(NixSignal::SIGINT);
     handled.thread_block().context("block signals")?;
+    let of_writes = write_signals::block().context("block the signals of writes")?;
 
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
     protect_from_the_oom_killer();
@@ -139,10 +141,10 @@ pub fn run(options: Options) -> Result<()> {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("start the runtime")?
-        .block_on(live(options, handled))
+        .block_on(live(options, handled, of_writes))
 }
 
-async fn live(options: Options, handled: SigSet) -> Result<()> {
+async fn live(options: Options, handled: SigSet, of_writes: SigSet) -> Result<()> {
     let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .context("make a descriptor for signals")?;
     let signals = polled::signals(signals).context("listen for signals")?;
@@ -155,11 +157,12 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
     // A folder that this process stands in could not be unmounted.
     std::env::set_current_dir("/").context("stand in the root folder")?;
 
+    let writes = WriteSignals::open(&of_writes).context("listen for the signals of writes")?;
     let reaper = Reaper::default();
     let mut reaping = tokio::spawn(reaper.clone().run());
     let workers = Workers::start(&account).context("start file workers as the user")?;
     let daemon = Arc::new(Daemon::new(
-        Launcher::new(account, reaper),
+        Launcher::new(account, reaper, writes.clone()),
         options.accounts_dir,
         environment,
         shells,
@@ -203,6 +206,7 @@ async fn live(options: Options, handled: SigSet) -> Result<()> {
     tokio::select! {
         () = served => {}
         never = terminal_served => match never {},
+        never = writes.run() => match never {},
         ended = &mut reaping => ended.context("reaper")?.context("wait for children")?,
         signal = asked_to_stop(&signals) => tracing::info!(signal, "stopping"),
     }

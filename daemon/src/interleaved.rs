@@ -1,31 +1,38 @@
 //! Reads what one process writes to its two standard streams: apart, and in the order in which it wrote.
 //!
-//! Two pipes alone don't say which of two writes was first. So that no more than one write of a stream waits to be read, each pipe
-//! holds a single page and keeps writes apart (`O_DIRECT`); a process that writes again to the same stream waits until we have read.
-//! Of the two that can then wait, epoll says which came first: edge-triggered, it lists descriptors in the order of their events,
-//! and an event is listed before the write that caused it returns. So every event stands for one write, and each is answered by one
-//! read: reading on without an event would leave one in the list that stands for nothing, and takes another write's place.
+//! The kernel tells of each write in their order ([`crate::write_signals`]), and the pipes keep writes apart (`O_DIRECT`): so for each
+//! write that we hear of, one is read from that pipe. A write of more than a page is several in the pipe, all full but the last. That
+//! is exact for a process that is at most 256 writes (what a pipe holds) ahead of us; a process that waits for room is told of once
+//! too often, and may then come a write too early.
 //!
-//! Two processes that write at the same time have no order to keep. Where the kernel has no such pipes (gVisor), or a program opens
-//! `/dev/stdout` anew, nothing is lost, and writes to different streams within microseconds may change places.
+//! What is kept apart takes a page each. A program that does not wait for room, and drops what finds none (node, when it exits), must
+//! not find less of it than in any pipe: the pipes are sixteen times as large, and from where a program is seen to have set its stream
+//! to non-blocking, its writes are kept together again. (Only what it writes before we look the first time is bounded by writes: 256 of
+//! them, in some tens of microseconds mostly.) Its order then is as exact as we are quick, and so is that of two processes
+//! writing at the same time, and of a program that opens `/dev/stdout` anew. No byte is lost or moved within its stream.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{Timespec, epoll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
-use tokio::io::unix::AsyncFd;
 
-use crate::output::Tail;
-use crate::polled;
+use crate::output::{CHUNK_BYTES, Tail};
 use crate::reaper::ExitWatch;
+use crate::write_signals::{Listener, WriteSignals};
 
-/// After this long without an event the pipes are looked into all the same.
+/// What anybody may ask for (`fs.pipe-max-size`).
+const PIPE_BYTES: usize = 1024 * 1024;
+/// The unit in which pipes hold what they keep apart.
+const PAGE_BYTES: usize = 4096;
+/// Without a word of the kernel's the pipes are looked into all the same.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Between two waits for anything else, so that a process that never stops writing does not keep a thread of ours.
+/// Where the kernel sends no words.
+const LOOK_EVERY_UNHEARD: Duration = Duration::from_millis(5);
+/// Between two waits for anything else, so that a process that never stops writing does not keep the daemon's thread.
 const READS_IN_A_ROW: u32 = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +40,8 @@ pub enum Source {
     Stdout,
     Stderr,
 }
+
+const BOTH: [Source; 2] = [Source::Stdout, Source::Stderr];
 
 /// Two pipes before there is a process: the ends that it gets, and ours.
 pub struct Pipes {
@@ -42,71 +51,76 @@ pub struct Pipes {
 }
 
 pub struct Ours {
-    pipes: [OwnedFd; 2],
-    one_write_each: bool,
-    events: AsyncFd<OwnedFd>,
+    listener: Listener,
+    ends: [End; 2],
+}
+
+struct End {
+    pipe: OwnedFd,
+    /// The process's own end, to see what it makes of it. Gone when the process is.
+    writer: Option<OwnedFd>,
+    keeps: Keeps,
+}
+
+/// How a pipe holds writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    Apart,
+    Together,
 }
 
 impl Pipes {
-    pub fn new() -> io::Result<Pipes> {
-        let [(out, stdout, out_takes_one), (err, stderr, err_takes_one)] = [pipe()?, pipe()?];
-        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (source, pipe) in [(Source::Stdout, &out), (Source::Stderr, &err)] {
-            let data = epoll::EventData::new_u64(source as u64);
-            epoll::add(&events, pipe, data, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
-        }
-        Ok(Pipes {
-            stdout,
-            stderr,
-            ours: Ours {
-                pipes: [out, err],
-                one_write_each: out_takes_one && err_takes_one,
-                events: polled::descriptor(events)?,
-            },
-        })
+    pub fn new(signals: &WriteSignals) -> io::Result<Pipes> {
+        let [(out, stdout), (err, stderr)] = [End::new()?, End::new()?];
+        // In the order of their numbers, and before there is anybody to write.
+        let listener = signals.listen(&[out.pipe.as_fd(), err.pipe.as_fd()]);
+        Ok(Pipes { stdout, stderr, ours: Ours { listener, ends: [out, err] } })
     }
 }
 
-/// Ours, theirs, and whether it holds one write at a time.
-fn pipe() -> io::Result<(OwnedFd, OwnedFd, bool)> {
-    let page = rustix::param::page_size();
-    let direct = pipe_with(PipeFlags::CLOEXEC | PipeFlags::DIRECT);
-    let has_packets = direct.is_ok();
-    let (ours, theirs) = direct.or_else(|_| pipe_with(PipeFlags::CLOEXEC))?;
-    let has_one_page = fcntl_setpipe_size(&theirs, page).is_ok_and(|size| size == page);
-    rustix::io::ioctl_fionbio(&ours, true)?;
-    Ok((ours, theirs, has_packets && has_one_page))
+impl End {
+    /// And the process's.
+    fn new() -> io::Result<(End, OwnedFd)> {
+        let (pipe, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        let is_large = fcntl_setpipe_size(&theirs, PIPE_BYTES).is_ok_and(|bytes| bytes >= PIPE_BYTES);
+        let keeps_apart = is_large
+            && fcntl_getfl(&theirs).and_then(|flags| fcntl_setfl(&theirs, flags | OFlags::DIRECT)).is_ok();
+        let keeps = if keeps_apart { Keeps::Apart } else { Keeps::Together };
+        Ok((End { pipe, writer: Some(theirs.try_clone()?), keeps }, theirs))
+    }
+
+    fn keep_together_if_nonblocking(&mut self) {
+        let Some(writer) = self.writer.as_ref().filter(|_| self.keeps == Keeps::Apart) else { return };
+        if let Ok(flags) = fcntl_getfl(writer)
+            && flags.contains(OFlags::NONBLOCK)
+        {
+            let _ = fcntl_setfl(writer, flags - OFlags::DIRECT);
+            self.keeps = Keeps::Together;
+        }
+    }
 }
 
 /// The reading side of a process.
 pub struct Interleaved {
-    pipes: [Option<OwnedFd>; 2],
-    one_write_each: bool,
-    events: AsyncFd<OwnedFd>,
-    listed: Listed,
+    // First, so that it goes before the pipes.
+    listener: Listener,
+    ends: [Option<End>; 2],
+    /// What we have heard of and not read yet.
+    writes: VecDeque<Source>,
     tail: Tail,
     buffer: Box<[u8]>,
     reads: u32,
 }
 
-/// What epoll has said and we have not followed yet.
-#[derive(Default)]
-struct Listed {
-    /// In the order in which they got something to read.
-    ready: VecDeque<Source>,
-    /// Nobody can write any more: what follows the last byte is the end.
-    hung_up: [bool; 2],
-}
-
 impl Interleaved {
     pub fn new(ours: Ours, exit: ExitWatch) -> Interleaved {
         Interleaved {
-            pipes: ours.pipes.map(Some),
-            one_write_each: ours.one_write_each,
-            events: ours.events,
-            listed: Listed::default(),
+            listener: ours.listener,
+            ends: ours.ends.map(Some),
+            writes: VecDeque::new(),
             tail: Tail::new(exit),
-            buffer: vec![0; rustix::param::page_size()].into(),
+            buffer: vec![0; CHUNK_BYTES].into(),
             reads: 0,
         }
     }
@@ -114,26 +128,36 @@ impl Interleaved {
     /// What the process wrote next; `None` is the end, as [`Tail`] has it. Cancel-safe.
     pub async fn next(&mut self) -> Option<(Source, &[u8])> {
         loop {
-            if self.tail.is_over(|| waiting_bytes(&self.pipes)) {
+            if self.tail.has_exited() {
+                // Ours would keep the pipes open for ever.
+                self.ends.iter_mut().flatten().for_each(|end| end.writer = None);
+            }
+            if self.ends.iter().all(Option::is_none) || self.tail.is_over(|| waiting_bytes(&self.ends)) {
                 return None;
             }
             self.reads = self.reads.wrapping_add(1);
             if self.reads.is_multiple_of(READS_IN_A_ROW) {
                 tokio::task::yield_now().await;
             }
-            let Some(source) = self.listed.ready.pop_front() else {
-                if self.pipes.iter().all(Option::is_none) {
-                    return None;
+            let Some(source) = self.writes.pop_front() else {
+                if self.listen() {
+                    continue;
                 }
+                let look_every = if self.listener.hears() { LOOK_EVERY } else { LOOK_EVERY_UNHEARD };
+                let has_writers = self.ends.iter().flatten().any(|end| end.writer.is_some());
                 tokio::select! {
                     biased;
-                    () = self.listed.wait(&self.events) => continue,
-                    () = self.tail.quiet() => return None,
-                    () = tokio::time::sleep(LOOK_EVERY) => {
-                        self.listed.ready.extend([Source::Stdout, Source::Stderr]);
-                        continue;
+                    () = self.listener.heard() => {}
+                    () = self.tail.exited(), if has_writers => {}
+                    () = self.tail.quiet() => {
+                        if waiting_bytes(&self.ends) == 0 {
+                            return None;
+                        }
+                        self.writes.extend(BOTH);
                     }
+                    () = tokio::time::sleep(look_every) => self.writes.extend(BOTH),
                 }
+                continue;
             };
             if let Some(bytes) = self.read(source) {
                 self.tail.took(bytes);
@@ -142,70 +166,47 @@ impl Interleaved {
         }
     }
 
-    /// One write, if the pipe has one.
+    /// Whether there was a word.
+    fn listen(&mut self) -> bool {
+        self.writes.extend(self.listener.writes().into_iter().map(|number| BOTH[usize::from(number) % 2]));
+        if self.writes.is_empty() {
+            return false;
+        }
+        self.ends.iter_mut().flatten().for_each(End::keep_together_if_nonblocking);
+        true
+    }
+
     fn read(&mut self, source: Source) -> Option<usize> {
-        let pipe = self.pipes[source as usize].as_ref()?;
-        match rustix::io::read(pipe, &mut *self.buffer) {
+        let end = self.ends[source as usize].as_ref()?;
+        let keeps = end.keeps;
+        // One read gives one of what is kept apart, however much would fit.
+        match rustix::io::read(&end.pipe, &mut *self.buffer) {
             Ok(bytes) if bytes > 0 => {
-                // Several writes may have made one event, the last of them being that nobody is left to write.
-                let more =
-                    !self.one_write_each && rustix::io::ioctl_fionread(pipe).is_ok_and(|bytes| bytes > 0);
-                self.listed.look(self.events.get_ref());
-                if (more || self.listed.hung_up[source as usize]) && !self.listed.ready.contains(&source) {
-                    self.listed.ready.push_back(source);
+                let goes_on = match keeps {
+                    Keeps::Apart => bytes >= PAGE_BYTES,
+                    Keeps::Together => true,
+                };
+                if goes_on {
+                    self.writes.push_front(source);
                 }
                 Some(bytes)
             }
-            Err(Errno::AGAIN) => None,
             Err(Errno::INTR) => {
-                self.listed.ready.push_front(source);
+                self.writes.push_front(source);
                 None
             }
+            Err(Errno::AGAIN) => None,
             Ok(_) | Err(_) => {
-                self.pipes[source as usize] = None;
+                self.ends[source as usize] = None;
                 None
             }
         }
     }
 }
 
-impl Listed {
-    async fn wait(&mut self, events: &AsyncFd<OwnedFd>) {
-        while self.ready.is_empty() {
-            match events.readable().await {
-                Ok(mut guard) => {
-                    if !self.look(guard.get_inner()) {
-                        guard.clear_ready();
-                    }
-                }
-                // The runtime is ending.
-                Err(_) => std::future::pending().await,
-            }
-        }
-    }
-
-    /// Takes what epoll lists now. Whether that was anything.
-    fn look(&mut self, events: &OwnedFd) -> bool {
-        let mut list = Vec::with_capacity(2);
-        // Never waits, and so is never interrupted.
-        let _ = epoll::wait(events, rustix::buffer::spare_capacity(&mut list), Some(&Timespec::default()));
-        for event in &list {
-            let source =
-                if event.data.u64() == Source::Stdout as u64 { Source::Stdout } else { Source::Stderr };
-            let flags = event.flags;
-            self.hung_up[source as usize] |=
-                flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
-            if !self.ready.contains(&source) {
-                self.ready.push_back(source);
-            }
-        }
-        !list.is_empty()
-    }
-}
-
-fn waiting_bytes(pipes: &[Option<OwnedFd>]) -> usize {
-    let of = |pipe| {
-        rustix::io::ioctl_fionread(pipe).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
+fn waiting_bytes(ends: &[Option<End>; 2]) -> usize {
+    let of = |end: &End| {
+        rustix::io::ioctl_fionread(&end.pipe).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
     };
-    pipes.iter().flatten().map(of).sum()
+    ends.iter().flatten().map(of).sum()
 }

@@ -18,6 +18,7 @@ use crate::accounts::Account;
 use crate::environment::Variables;
 use crate::interleaved::{Interleaved, Pipes};
 use crate::reaper::{ExitWatch, Reaper};
+use crate::write_signals::WriteSignals;
 
 #[derive(Clone)]
 pub struct Launch {
@@ -69,11 +70,17 @@ pub struct Running {
 pub struct Launcher {
     account: Account,
     pub reaper: Reaper,
+    writes: WriteSignals,
 }
 
 impl Launcher {
-    pub fn new(account: Account, reaper: Reaper) -> Launcher {
-        Launcher { account, reaper }
+    pub fn new(account: Account, reaper: Reaper, writes: WriteSignals) -> Launcher {
+        Launcher { account, reaper, writes }
+    }
+
+    /// The same for another user.
+    pub fn of(&self, account: Account) -> Launcher {
+        Launcher { account, ..self.clone() }
     }
 
     pub fn account(&self) -> &Account {
@@ -134,7 +141,7 @@ impl Launcher {
         kept: Option<BorrowedFd<'_>>,
     ) -> io::Result<(Running, Interleaved)> {
         let mut command = self.command(&launch, child::Terminal::None, kept)?;
-        let Pipes { stdout, stderr, ours } = Pipes::new()?;
+        let Pipes { stdout, stderr, ours } = Pipes::new(&self.writes)?;
         command.stdin(input.stdio()).stdout(stdout).stderr(stderr);
         let (pid, exit, mut spawned) = self.fork(&mut command)?;
         drop(command);

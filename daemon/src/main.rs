@@ -15,6 +15,7 @@ mod programs;
 mod reaper;
 mod shells;
 mod utf8;
+mod write_signals;
 
 mod errors;
 mod gate;

@@ -57,9 +57,17 @@ impl Tail {
         }
     }
 
+    pub fn has_exited(&self) -> bool {
+        self.exit.now().is_some()
+    }
+
+    pub async fn exited(&self) {
+        self.exit.clone().exited().await;
+    }
+
     /// Resolves when the process has exited, and as long after that as a child of it may be silent.
-    pub async fn quiet(&mut self) {
-        self.exit.exited().await;
+    pub async fn quiet(&self) {
+        self.exited().await;
         tokio::time::sleep(QUIET).await;
     }
 }

@@ -7,8 +7,7 @@ use std::os::fd::OwnedFd;
 use nix::sys::signalfd::SignalFd;
 use tokio::io::unix::AsyncFd;
 
-/// A terminal, or an epoll instance: ready while that lists events.
-pub fn descriptor(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn terminal(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped, and `AsyncFd`, which owns it from here on,
     // deregisters first.
     unsafe { AsyncFd::register(fd) }.map_err(Into::into)

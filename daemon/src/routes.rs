@@ -103,7 +103,7 @@ impl Daemon {
             false => first_existing([self.image_work_dir.clone(), Some(account.home.clone())]),
         };
         Ok(Daemon {
-            launcher: Launcher::new(account, self.launcher.reaper.clone()),
+            launcher: self.launcher.of(account),
             environment,
             shells,
             workers,

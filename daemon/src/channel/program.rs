@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::frames::{Frame, FrameReader};
-use crate::launch::{Input, Launch, Launcher, Output};
+use crate::launch::{Input, Launch, Output};
 use crate::output::{CHUNK_BYTES, Stream};
 use crate::pty::tty::{self, Master, Size};
 use crate::reaper::{Exit, ExitWatch};
@@ -167,7 +167,7 @@ fn start_run(daemon: &Daemon, run: &RunProgram) -> io::Result<Program> {
     std::fs::create_dir_all(&cwd)
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", run.work_dir)))?;
     let launch = Launch { program: program.into(), arg0: None, args: args.to_vec(), env, cwd };
-    let launcher = Launcher::new(account, daemon.launcher.reaper.clone());
+    let launcher = daemon.launcher.of(account);
     let running = launcher
         .start(launch, Input::Empty, Output::Merged)
         .map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;

@@ -50,7 +50,7 @@ pub fn open(uid: u32, size: Size) -> io::Result<(Master, OwnedFd)> {
         .or_else(|_| rustix::fs::fchown(&slave, Some(Uid::from_raw(uid)), None))?;
     rustix::fs::fchmod(&slave, Mode::from_raw_mode(0o620))?;
     rustix::fs::fcntl_setfl(&master, rustix::fs::fcntl_getfl(&master)? | OFlags::NONBLOCK)?;
-    let master = Master(polled::descriptor(master)?);
+    let master = Master(polled::terminal(master)?);
     master.resize(size)?;
     Ok((master, slave))
 }

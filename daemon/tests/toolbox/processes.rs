@@ -96,43 +96,69 @@ async fn both_streams_come_in_the_order_they_were_written() {
     assert_eq!(ended, expected);
 }
 
-/// Thousands of writes with nothing between them, some longer than what a pipe takes at once.
+/// As many writes as the pipes hold, with nothing between them, some longer than what is kept apart.
 #[tokio::test]
 async fn the_order_of_writes_is_exact_however_fast_they_come() {
     let world = World::new().await;
     let code = r#"
 import os
-for i in range(5000):
+for i in range(300):
     os.write(1 if i * i % 7 < 3 else 2, b"%d\n" % i)
-    if i % 500 == 0:
+    if i % 40 == 0:
         os.write(1, b"o" * 9999 + b"\n")
         os.write(2, b"e" * 9999 + b"\n")
 "#;
-
-    let ended = world
-        .post("/process/code-run", json!({ "code": code, "language": "python" }))
-        .await
-        .expect(200)
-        .json();
-
     let (mut both, mut apart) = (String::new(), [String::new(), String::new()]);
-    for i in 0..5000 {
+    for i in 0..300 {
         let mut write = |stream: usize, text: &str| {
             both.push_str(text);
             apart[stream].push_str(text);
         };
         write(usize::from(i * i % 7 >= 3), &format!("{i}\n"));
-        if i % 500 == 0 {
+        if i % 40 == 0 {
             write(0, &format!("{}\n", "o".repeat(9999)));
             write(1, &format!("{}\n", "e".repeat(9999)));
         }
     }
-    assert_eq!(ended["exitCode"], 0, "{ended}");
-    for (field, expected) in [("result", &both), ("stdout", &apart[0]), ("stderr", &apart[1])] {
-        let got = ended[field].as_str().unwrap();
-        let differs = got.bytes().zip(expected.bytes()).position(|(got, expected)| got != expected);
-        assert!(got == expected, "{field} differs from byte {differs:?} of {} on", expected.len());
+    for _ in 0..20 {
+        let ended = world
+            .post("/process/code-run", json!({ "code": code, "language": "python" }))
+            .await
+            .expect(200)
+            .json();
+
+        assert_eq!(ended["exitCode"], 0, "{ended}");
+        for (field, expected) in [("result", &both), ("stdout", &apart[0]), ("stderr", &apart[1])] {
+            let got = ended[field].as_str().unwrap();
+            let differs = got.bytes().zip(expected.bytes()).position(|(got, expected)| got != expected);
+            assert!(got == expected, "{field} differs from byte {differs:?} of {} on", expected.len());
+        }
     }
+}
+
+/// Such a program does not wait for room, and forgets what it could not write when it exits.
+#[tokio::test]
+async fn a_program_that_exits_without_waiting_loses_nothing() {
+    let world = World::new().await;
+    let long = "console.log('x'.repeat(300000)); console.error('y'.repeat(300000)); process.exit(3)";
+    let many = "for (let i = 0; i < 2000; i++) { console.log(i); if (i == 20) { const end = Date.now() + 200; while (Date.now() < end); } } process.exit(3)";
+    let thrown = "console.log('before'); for (let i = 0; i < 10; i++) console.error(i); throw new Error('z'.repeat(5000))";
+
+    let run = async |code: &str| {
+        let request = json!({ "command": format!("node -e \"{code}\"") });
+        world.post("/process/execute", request).await.expect(200).json()
+    };
+
+    let long = run(long).await;
+    assert_eq!((&long["exitCode"], long["stdout"].as_str().unwrap().len()), (&json!(3), 300_001));
+    assert_eq!(long["stderr"].as_str().unwrap().len(), 300_001);
+    let many = run(many).await;
+    let expected: String = (0..2000).map(|number| format!("{number}\n")).collect();
+    assert!(many["stdout"] == expected && many["result"] == expected, "{many}");
+    let thrown = run(thrown).await;
+    let told = thrown["stderr"].as_str().unwrap();
+    assert!(told.starts_with("0\n1\n2\n") && told.contains(&"z".repeat(5000)), "{thrown}");
+    assert!(told.trim_end().lines().last().unwrap().starts_with("Node.js v"), "{thrown}");
 }
 
 #[tokio::test]
