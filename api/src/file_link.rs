@@ -60,6 +60,15 @@ impl fmt::Debug for FileLink {
     }
 }
 
+impl FileLink {
+    /// Whether any key could have signed it: worth looking for the right one.
+    pub fn is_well_formed(&self) -> bool {
+        let digest =
+            self.signature.strip_prefix(SIGNATURE_PREFIX).and_then(|text| URL_SAFE_NO_PAD.decode(text).ok());
+        digest.is_some_and(|digest| digest.len() == 32) && self.expires.parse::<u64>().is_ok()
+    }
+}
+
 /// What every signing key of a cluster is derived from. The same on every node, and no client's to see.
 #[derive(Clone)]
 pub struct SigningSecret([u8; 32]);
@@ -168,6 +177,9 @@ mod tests {
             ("no time", link(&key(0), "/tmp/x", "-1")),
         ] {
             assert!(key(0).verify(&wrong).is_none(), "{what}");
+            let could_be =
+                !["a shorter signature", "an empty signature", "another version", "no time"].contains(&what);
+            assert_eq!(wrong.is_well_formed(), could_be, "{what}");
         }
     }
 }

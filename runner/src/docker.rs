@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use atoll_api::ids::{Generation, NodeId};
@@ -42,6 +42,11 @@ const TEARDOWN_CONCURRENCY: usize = 8;
 const EXIT_NOTICE_DEADLINE: Duration = Duration::from_secs(10);
 /// For somebody else's removal of the same container to end.
 const REMOVAL_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How often images of the node's store that no container is made of are looked for in the engine, and how long each may be unused.
+const COLLECT_EVERY: Duration = Duration::from_secs(30 * 60);
+const KEEP_UNUSED: Duration = Duration::from_secs(24 * 3600);
+const IMAGE_REMOVAL_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) const LABEL_NODE: &str = "atoll.node";
 pub(crate) const LABEL_SANDBOX: &str = "atoll.sandbox";
@@ -100,8 +105,11 @@ pub struct DockerRuntime {
     namespaces: Namespaces,
     /// Processes and network namespaces of running sandboxes, opened once and then held.
     live: Mutex<HashMap<Incarnation, Arc<Live>>>,
-    /// What the engine calls images of the node's store.
-    names: Mutex<HashMap<Digest, String>>,
+    /// What the engine calls images of the node's store, and when that was last asked.
+    names: Mutex<HashMap<Digest, (String, Instant)>>,
+    /// One image at a time: each of those who want one finds it when the first has brought it.
+    loading: tokio::sync::Mutex<()>,
+    collected: Mutex<Instant>,
     facts: Mutex<Option<HostFacts>>,
     /// Network and rules are known to be in place. Nothing starts while they are not.
     walls_up: AtomicBool,
@@ -129,6 +137,8 @@ impl DockerRuntime {
             namespaces,
             live: Mutex::default(),
             names: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
+            collected: Mutex::new(Instant::now()),
             facts: Mutex::default(),
             walls_up: AtomicBool::new(false),
             preparing: tokio::sync::Mutex::new(()),
@@ -217,7 +227,21 @@ impl DockerRuntime {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn names(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, String>> {
+    /// Images that nobody has asked for lately.
+    async fn collect_images(&self) {
+        {
+            let mut collected = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
+            if collected.elapsed() < COLLECT_EVERY {
+                return;
+            }
+            *collected = Instant::now();
+        }
+        self.names().retain(|_, (_, asked)| asked.elapsed() < KEEP_UNUSED);
+        let wanted = self.names().values().map(|(name, _)| name.clone()).collect();
+        images::collect(&self.engine, &wanted).await;
+    }
+
+    fn names(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, (String, Instant)>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -304,6 +328,9 @@ impl Runtime for DockerRuntime {
         let _one = self.preparing.lock().await;
         let prepared = self.try_prepare().await;
         self.walls_up.store(prepared.is_ok(), Ordering::SeqCst);
+        if prepared.is_ok() {
+            self.collect_images().await;
+        }
         prepared
     }
 
@@ -312,7 +339,7 @@ impl Runtime for DockerRuntime {
         let Some(id) = image.id else { return Ok(Vec::new()) };
         Ok(match found {
             Some(name) => {
-                self.names().insert(id, name);
+                self.names().insert(id, (name, Instant::now()));
                 Vec::new()
             }
             None => {
@@ -323,6 +350,10 @@ impl Runtime for DockerRuntime {
     }
 
     async fn import(&self, image: &Image, blobs: Vec<(Digest, File)>) -> Result<(), RuntimeError> {
+        let _one = self.loading.lock().await;
+        if images::find(&self.engine, image).await?.is_some() {
+            return Ok(());
+        }
         images::load(&self.engine, image, blobs).await
     }
 
@@ -336,7 +367,7 @@ impl Runtime for DockerRuntime {
         egress::refuse_lists(&spec.egress)?;
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let facts = facts.ok_or_else(|| RuntimeError::Host("the Docker engine was not prepared".into()))?;
-        let known = image.id.and_then(|id| self.names().get(&id).cloned());
+        let known = image.id.and_then(|id| Some(self.names().get(&id)?.0.clone()));
         let image = known.unwrap_or_else(|| image.reference.clone());
         let body = &container::create_body(&self.config, &facts, incarnation, spec, image, mount_dir.path());
         let name = &self.config.container_name(incarnation);
@@ -472,15 +503,19 @@ impl Runtime for DockerRuntime {
                 .collect()
                 .await;
             removals.into_iter().collect::<Result<(), _>>()?;
-            let given: Vec<String> = self.names().values().cloned().collect();
-            images::remove_ours(&self.engine, &self.config.node_id.to_string(), &given).await?;
             self.remove_network().await
         };
         let removed = containers.await;
         self.live_map().clear();
         // While a sandbox is left, so are its walls.
         removed?;
-        self.firewall.remove().await
+        self.firewall.remove().await?;
+        let node_id = self.config.node_id.to_string();
+        let images = images::remove_ours(&self.engine, &node_id);
+        if tokio::time::timeout(IMAGE_REMOVAL_DEADLINE, images).await.is_err() {
+            tracing::warn!("images stay in Docker's engine: it takes too long to remove them");
+        }
+        Ok(())
     }
 }
 

@@ -131,6 +131,7 @@ impl RegionVerbs {
                 Ok(VerbAnswer::Done)
             }
             Verb::SigningKey { sandbox } => {
+                self.all_know_signing_keys()?;
                 let view = self.found(caller, &sandbox).await?;
                 Ok(self.signing_key(view.sandbox_id, view.record.signing_key_version))
             }
@@ -428,18 +429,23 @@ impl RegionVerbs {
         Ok(VerbAnswer::SignedPreview { sandbox_id: view.sandbox_id, port, token: token.reveal().to_owned() })
     }
 
+    fn all_know_signing_keys(&self) -> Result<(), VerbError> {
+        if self.cluster.read(ClusterState::command_version) >= SIGNING_KEYS_SINCE {
+            return Ok(());
+        }
+        Err(VerbError::Unavailable {
+            message: "some nodes are of an older version that knows no signed links to files: update them"
+                .into(),
+            retry_after_s: 60,
+        })
+    }
+
     async fn rotate_signing_key(
         &self,
         caller: &Caller,
         sandbox: &SandboxReference,
     ) -> Result<VerbAnswer, VerbError> {
-        if self.cluster.read(ClusterState::command_version) < SIGNING_KEYS_SINCE {
-            return Err(VerbError::Unavailable {
-                message: "some nodes are of an older version that replaces no signing keys: update them"
-                    .into(),
-                retry_after_s: 60,
-            });
-        }
+        self.all_know_signing_keys()?;
         let view = self.found(caller, sandbox).await?;
         let version = view.record.signing_key_version.saturating_add(1);
         self.propose(RegionCommand::RotateSigningKey {

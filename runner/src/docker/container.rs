@@ -6,8 +6,8 @@ use std::path::Path;
 use atoll_api::daemon::{BINARY_PATH, MOUNT_DIR};
 use atoll_api::sandbox::SandboxSpec;
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 
 use crate::docker::host::HostFacts;
@@ -78,6 +78,8 @@ pub(crate) fn create_body(
         entrypoint: Some(vec![BINARY_PATH.to_owned()]),
         cmd: Some(Vec::new()),
         stop_signal: Some("SIGTERM".to_owned()),
+        // The image's own would be run by the engine, as root and beside the sandbox's limits.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
         labels: Some(HashMap::from([
             (LABEL_NODE.to_owned(), config.node_id.to_string()),
             (LABEL_SANDBOX.to_owned(), incarnation.sandbox_id.to_string()),

@@ -388,8 +388,12 @@ async fn an_image_of_the_nodes_store_is_given_to_the_engine_and_goes_with_the_no
     let is_there = |image: &str| !docker(&["image", "ls", "-q", "--no-trunc", image]).is_empty();
     let ids = || docker(&["image", "ls", "-aq", "--no-trunc"]);
     assert!(is_there(&given) && ids().contains(&disk.reference));
+    let again = tokio::join!(world.runner.provide(&pinned), world.runner.provide(&pinned));
+    assert_eq!(again, (Ok(()), Ok(())));
 
-    world.runner.destroy_all().await.unwrap();
+    // As after a restart: nothing is remembered.
+    world.runner.shutdown().await;
+    host.runtime().teardown().await.unwrap();
 
     assert_eq!(host.what_is_left(), Vec::<String>::new());
     assert!(!is_there(&given) && !ids().contains(&disk.reference));
