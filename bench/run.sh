@@ -17,6 +17,7 @@ results=$root/bench/RESULTS.md
 : "${RUNTIME:=embedded}" "${MANY:=500}" "${BASE_PORT:=9400}" "${SMOKE:=}"
 
 install_packages "${BUILD_PACKAGES[@]}" "${BASE_PACKAGES[@]}" "${RUNTIME_PACKAGES[@]}" binutils etcd-server nginx-light openssh-client openssh-server wrk
+install_npm
 install_rust
 start_docker
 # ATOLL and ATOLL_BENCH: programs that were built before, instead of building them.

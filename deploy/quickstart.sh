@@ -30,7 +30,7 @@ build() {
 }
 
 base_snapshot() {
-  say "making the base snapshot from Debian's packages (no registry)"
+  say "making the base snapshot from Debian's packages and one of npm's (no registry of images)"
   "$root/deploy/base/build.sh" >/dev/null
 }
 

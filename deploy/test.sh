@@ -21,7 +21,7 @@ check_lints() { say "cargo clippy" && cargo clippy --workspace --all-targets --l
 check_tree() {
   say "cargo deny"
   command -v cargo-deny >/dev/null || cargo install --locked "cargo-deny@$CARGO_DENY"
-  # Advisories need their database from outside; where it cannot be had, the rest is checked all the same.
+  # Advisories need their database from outside: run `cargo deny check advisories` where it can be had.
   cargo deny --locked check bans licenses sources
 }
 
@@ -93,7 +93,7 @@ install_rust
 timed docker start_docker
 timed format check_format
 timed "base snapshot" "$root/deploy/base/build.sh" >/dev/null
-# For the trials of computer use, which are the embedded runtime's.
+# For the trials of computer use on both runtimes: Docker's engine is given it by the nodes.
 timed "desktop snapshot" env ATOLL_BASE_DOCKER=skip "$root/deploy/base/build.sh" desktop >/dev/null
 timed SDKs install_sdks
 timed lints check_lints

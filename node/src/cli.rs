@@ -123,6 +123,9 @@ pub struct MakeConfigArgs {
     /// Where `deploy/base/build.sh` has left the base snapshot.
     #[arg(long, value_name = "DIR", env = "ATOLL_CACHE_DIR", default_value = crate::config::CACHE_DIR)]
     pub cache_dir: PathBuf,
+    /// What runs the sandboxes.
+    #[arg(long, value_enum, default_value_t)]
+    pub runtime: crate::config::RuntimeKind,
     /// The user that the node is to run as: a name, or a number that needs no entry anywhere.
     #[arg(long, value_name = "USER")]
     pub node_user: Option<crate::account::Account>,

@@ -117,6 +117,15 @@ pub enum RuntimeKind {
     Docker,
 }
 
+impl std::fmt::Display for RuntimeKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            RuntimeKind::Embedded => "embedded",
+            RuntimeKind::Docker => "docker",
+        })
+    }
+}
+
 /// What this node promises to sandboxes. All of it is overcommitted, as most sandboxes are idle most of the time: by default so
 /// far that some hundreds that do nothing fit beside each other. Promise less where they work hard. What is really left
 /// decides too: a runner makes none when the host's memory or disk is nearly used up.
@@ -157,7 +166,7 @@ pub struct Timing {
     /// (`2 × election_max_ms`), so that one leader's death is a pause and not an error.
     pub no_leader_ms: u64,
     pub node_heartbeat_ms: u64,
-    /// A node that has lost its lease stops its sandboxes after this.
+    /// Not acted upon yet: when a node that has lost its lease is to stop its sandboxes.
     pub self_fence_after_ms: u64,
     /// A node that was not heard from for so long is down. Must be above `self_fence_after_ms`.
     pub node_down_after_ms: u64,

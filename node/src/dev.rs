@@ -3,7 +3,7 @@
 //!
 //!   configure ─▶ runners ─▶ found n1 ─▶ start n1 ─▶ token ─▶ join all others at once ─▶ voters settled ─▶ ready file
 //!   SIGTERM ─▶ stop every node, also one that was started again by hand ─▶ remove every sandbox ─▶ stop every runner ─▶
-//!   remove the data. All of them end by themselves, and the sandboxes with them, when `dev` itself is killed.
+//!   remove the data, if the folder is a temporary one. All of them end by themselves, and the sandboxes with them, when `dev` itself is killed.
 
 mod member;
 
@@ -64,14 +64,23 @@ pub async fn run(args: DevArgs, cancel: CancellationToken) -> Result<()> {
     ensure!(last_port <= u32::from(u16::MAX), "--base-port leaves no room for {} nodes", args.nodes);
 
     let (root, _temporary) = data_dir(&args)?;
+    if let Some(path) = &args.ready_file {
+        remove_leftover(path)?;
+    }
     let mut nodes = configure(&args, &root)?;
-    let outcome = serve(&args, &mut nodes, &cancel).await;
-    let cleaned = tear_down(&mut nodes, args.ready_file.as_deref()).await;
+    let mut is_ready = false;
+    let outcome = serve(&args, &mut nodes, &cancel, &mut is_ready).await;
+    let cleaned = tear_down(&mut nodes, args.ready_file.as_deref().filter(|_| is_ready)).await;
     outcome.and(cleaned)
 }
 
 /// Brings the cluster up and stays until it is told to stop. What is to be cleaned up is in `nodes`.
-async fn serve(args: &DevArgs, nodes: &mut [Member], cancel: &CancellationToken) -> Result<()> {
+async fn serve(
+    args: &DevArgs,
+    nodes: &mut [Member],
+    cancel: &CancellationToken,
+    is_ready: &mut bool,
+) -> Result<()> {
     let began = Instant::now();
     for node in nodes.iter_mut() {
         node.start_runner()?;
@@ -110,6 +119,12 @@ async fn serve(args: &DevArgs, nodes: &mut [Member], cancel: &CancellationToken)
             token,
             "--region".into(),
             nodes[0].config.region.to_string(),
+            "--runtime".into(),
+            args.runtime.to_string(),
+            "--image".into(),
+            args.image.clone(),
+            "--cache-dir".into(),
+            std::path::absolute(&args.cache_dir)?.display().to_string(),
             // Nobody else starts one for it.
             "--with-runner".into(),
         ],
@@ -117,6 +132,7 @@ async fn serve(args: &DevArgs, nodes: &mut [Member], cancel: &CancellationToken)
     };
     if let Some(path) = &args.ready_file {
         write_ready(path, &ready)?;
+        *is_ready = true;
     }
     eprintln!(
         "{} nodes serve after {:.1} s; stop with Ctrl-C or SIGTERM.",
@@ -164,7 +180,7 @@ fn configure(args: &DevArgs, root: &Path) -> Result<Vec<Member>> {
 }
 
 async fn until_ready(nodes: &mut [Member], cancel: &CancellationToken) -> Result<()> {
-    let http = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
+    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(1)).build()?;
     let deadline = Instant::now() + READY_DEADLINE;
     for node in nodes {
         let url = format!("http://{}/api/health/ready", node.config.listen.http);
@@ -248,6 +264,19 @@ fn ready_node(node: &Member) -> Result<ReadyNode> {
             node.config_path.display().to_string(),
         ],
     })
+}
+
+/// Of a cluster that was killed: whoever waits for the file would take its nodes for ours.
+fn remove_leftover(path: &Path) -> Result<()> {
+    let Ok(left) = std::fs::read(path) else { return Ok(()) };
+    let left: serde_json::Value = serde_json::from_slice(&left).unwrap_or_default();
+    let runs = |node: &serde_json::Value| {
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", node["pid"])).unwrap_or_default();
+        comm.trim_end() == "atoll"
+    };
+    let is_in_use = left["nodes"].as_array().is_some_and(|nodes| nodes.iter().any(runs));
+    ensure!(!is_in_use, "{} is of a cluster that runs: stop it, or choose another file", path.display());
+    std::fs::remove_file(path).with_context(|| format!("remove {}", path.display()))
 }
 
 /// Readers watch for the file: it appears whole.

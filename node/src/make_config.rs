@@ -47,6 +47,7 @@ pub fn given_or_made(
         preview_domain: make.preview_domain.clone(),
         default_snapshot: default_snapshot(),
         runtime: RuntimeConfig {
+            kind: make.runtime,
             image: make.image.clone(),
             node_user: make.node_user.clone(),
             network: place.network_of(0).to_string(),

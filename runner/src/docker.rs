@@ -385,7 +385,7 @@ impl Runtime for DockerRuntime {
             Err(RequestError::NotFound(message)) if message.to_lowercase().contains("image") => {
                 Err(RuntimeError::Host(format!(
                     "the image {} is not on this node: build or load it there (`docker load`, \
-                     deploy/quickstart.sh)",
+                     or deploy/base/build.sh while Docker runs)",
                     spec.image
                 )))
             }

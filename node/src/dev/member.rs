@@ -44,12 +44,12 @@ impl Member {
             base_port: args.base_port + index as u16 * PORTS_PER_NODE,
             image: args.image.clone(),
             cache_dir: args.cache_dir.clone(),
+            runtime: args.runtime,
             preview_domain: crate::config::default_preview_domain(),
             node_user: geteuid().is_root().then(|| Account::of_uid(FIRST_NODE_UID + number)),
         };
         let region = &args.regions[index % args.regions.len()];
         let (mut config, config_path) = make_config::given_or_made(None, &make, region)?;
-        config.runtime.kind = args.runtime;
         // Whoever tries it out has their registry on this machine.
         config.runtime.private_registries = ["*".to_owned()].into();
         let number = u8::try_from(index).context("too many nodes")?;

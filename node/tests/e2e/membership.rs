@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use atoll_api::ids::NodeId;
+use atoll_chaos_tests::dev;
 use atoll_runner::{DockerConfig, DockerRuntime, Runtime};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -131,9 +132,22 @@ fn join_and_remove(world: &World) {
             world.block_on(async { request.send().await.map_or(0, |answer| answer.status().as_u16()) });
         (status == 503, status)
     });
-    atoll_chaos_tests::dev::signal(node.id(), "TERM").unwrap();
+    dev::signal(node.id(), "TERM").unwrap();
     node.wait().unwrap();
     // A node that stops leaves its network and rules for its next start. This one has none.
-    let config = DockerConfig::for_node(id.parse::<NodeId>().unwrap());
-    world.block_on(async { DockerRuntime::new(config).unwrap().teardown().await.unwrap() });
+    match world.cluster.runtime {
+        dev::Runtime::Docker => {
+            let config = DockerConfig::for_node(id.parse::<NodeId>().unwrap());
+            world.block_on(async { DockerRuntime::new(config).unwrap().teardown().await.unwrap() });
+        }
+        dev::Runtime::Embedded => {
+            // A runner whose parent ends removes what was its.
+            let runner = "\"$0\" runner --remove-with-parent --config \"$1\" --parent $$ & sleep 2";
+            let mut parent = Command::new("sh");
+            parent.args(["-c", runner, env!("CARGO_BIN_EXE_atoll")]).arg(dir.path().join("data/node.toml"));
+            assert!(parent.status().unwrap().success());
+            let link = std::path::PathBuf::from(format!("/sys/class/net/atl{}", &id[..8]));
+            world.eventually(Duration::from_secs(20), || (!link.exists(), link.clone()));
+        }
+    }
 }

@@ -152,13 +152,13 @@ fn table(facts: &Facts, outcomes: &Outcomes) -> String {
         "# What the toolbox serves\n\n\
          Written by a test (`node/tests/e2e/toolbox.rs`), which calls each of these on a running sandbox through a node that doesn't own\n\
          it, and compares status and answer with what `node/tests/e2e/toolbox_operations.json` has from the public client 0.226.1.\n\n\
-         **{count} of {} operations are served.** What needs the `desktop` snapshot answers 503 in another one, and is called for real\n\
+         **{count} of {} operations are served.** What needs the `atoll-desktop` snapshot answers 503 in another one, and is called for real\n\
          where that snapshot is built. All of them also work below `/api/toolbox/{{sandboxId}}/toolbox`, where SDKs up to 0.110 look.\n",
         facts.operations.len()
     );
     let word = |name: &str| match outcomes.get(name) {
         Some(Outcome::Served) => "served",
-        Some(Outcome::NeedsDesktop) => "served, needs the `desktop` snapshot",
+        Some(Outcome::NeedsDesktop) => "served, needs the `atoll-desktop` snapshot",
         Some(Outcome::Failed(_)) | None => "**not served as documented**",
     };
     let mut group = "";

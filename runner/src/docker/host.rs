@@ -87,7 +87,7 @@ pub(crate) async fn check(
         match engine.request(|docker| async move { docker.inspect_image(image).await }).await {
             Ok(_) => {}
             Err(RequestError::NotFound(_)) => lines.push(format!(
-                "the image {image} is not on this node: build or load it (`docker load`, deploy/quickstart.sh)"
+                "the image {image} is not on this node: build or load it (`docker load`, or deploy/base/build.sh while Docker runs)"
             )),
             Err(error) => lines.push(error.on_host("look for an image").to_string()),
         }
