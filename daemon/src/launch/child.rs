@@ -57,6 +57,7 @@ fn become_user(becoming: &Becoming) -> io::Result<()> {
     nix::sys::signal::SigSet::empty()
         .thread_set_mask()
         .map_err(|errno| io::Error::from_raw_os_error(errno as i32))?;
+    reset_signals();
     rustix::process::setsid()?;
     if becoming.terminal == Terminal::Controlling {
         // SAFETY: descriptor 0 is the terminal, open until exec and beyond; nothing here closes it.
@@ -75,6 +76,16 @@ fn become_user(becoming: &Becoming) -> io::Result<()> {
     // As the user: a directory that the user may not enter is not entered.
     rustix::process::chdir(becoming.cwd.as_c_str())?;
     Ok(())
+}
+
+/// A signal that whoever started us ignores (a shell does so with what it runs in the background, nohup too) would be ignored by all
+/// programs in the sandbox: no Ctrl-C would reach them, and no hang-up.
+fn reset_signals() {
+    const LAST: nix::libc::c_int = 64;
+    for signal in 1..=LAST {
+        // SAFETY: sets no handler but the default one; a number that is no signal, or cannot be set, is refused and changes nothing.
+        unsafe { nix::libc::signal(signal, nix::libc::SIG_DFL) };
+    }
 }
 
 /// What the daemon starts is killed for memory before the daemon is, also where the daemon cannot lower its own score. Raising one's

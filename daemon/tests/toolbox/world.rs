@@ -102,7 +102,10 @@ impl World {
 
         let hello_path = dir.path().join("hello.sock");
         let listener = UnixListener::bind(&hello_path).unwrap();
-        let daemon = Command::new(&setup.binary)
+        // As a shell starts what it runs in the background, under nohup.
+        let daemon = Command::new("sh")
+            .args(["-c", r#"trap "" HUP INT QUIT; exec "$0" "$@""#])
+            .arg(&setup.binary)
             .args(["--config".as_ref(), config_path.as_os_str(), "--hello".as_ref(), hello_path.as_os_str()])
             .args(["--accounts-dir".as_ref(), etc.as_os_str()])
             .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])

@@ -206,7 +206,8 @@ pub struct Folder(PathBuf);
 impl Folder {
     pub fn new() -> Folder {
         let number = next_number();
-        let path = std::env::temp_dir().join(format!("atoll-runner-test-{}-{number}", std::process::id()));
+        // Short, as there are sockets in it.
+        let path = std::env::temp_dir().join(format!("atoll-rt-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Folder(path)
     }
