@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use atoll_chaos_tests::dev::{DevCluster, gone};
 use atoll_chaos_tests::host_sandboxes;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Rule;
 use crate::world::World;
@@ -19,6 +19,7 @@ pub const RULES: &[Rule] = &[
     ("nobody_but_the_nodes_user_reaches_its_runner", strangers),
     ("a_killed_runner_costs_no_sandbox_and_is_found_again", killed_runner),
     ("a_killed_dev_leaves_nothing_behind", killed_dev),
+    ("a_command_outlives_its_client_and_its_node", outliving_command),
 ];
 
 /// `/proc/<pid>/status`, by name.
@@ -114,4 +115,38 @@ fn killed_dev(world: &World) {
     });
     assert!(gone(run.pid as u32), "the sandbox's first process is there still");
     assert!(!host_sandboxes::has(&cluster, &id).unwrap());
+}
+
+/// A cluster of its own: the others go on while its node is away.
+fn outliving_command(world: &World) {
+    let cluster =
+        DevCluster::start(Path::new(env!("CARGO_BIN_EXE_atoll")), world.cluster.runtime, 3, "local")
+            .expect("it starts");
+    let key = &cluster.ready.api_key;
+    let post = |url: String, body: Value| world.send(world.http.post(url).bearer_auth(key).json(&body));
+    let made = post(format!("{}/sandbox", cluster.api(0)), json!({})).expect(200).json();
+    let (owner, _) = cluster.node_by_id(made["runnerId"].as_str().expect("an owner")).expect("one of ours");
+    let other = (owner + 1) % 3;
+    let session = |node: usize| {
+        let sandbox = made["id"].as_str().expect("an id");
+        format!("{}/toolbox/{sandbox}/process/session", cluster.node(node).http)
+    };
+    post(session(owner), json!({ "sessionId": "s" })).expect(201);
+    let command = "for i in $(seq 60); do echo $i; sleep 0.05; done; exit 7";
+    let started = post(format!("{}/s/exec", session(owner)), json!({ "command": command, "runAsync": true }));
+    let id = started.expect(202).json()["cmdId"].as_str().expect("an id").to_owned();
+
+    cluster.kill(owner).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    cluster.restart(owner).unwrap();
+
+    let at = format!("{}/s/command/{id}", session(other));
+    let get = |url: &str| world.send(world.http.get(url).bearer_auth(key));
+    world.eventually(Duration::from_secs(30), || {
+        let shown = get(&at);
+        (shown.status == 200 && shown.json()["exitCode"] == 7, shown.body)
+    });
+    let logs = get(&format!("{at}/logs")).expect(200);
+    let expected: String = (1..=60).map(|number| format!("{number}\n")).collect();
+    assert_eq!(logs.body, expected, "also what it wrote while its node was away");
 }
