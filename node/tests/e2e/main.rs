@@ -45,8 +45,8 @@ fn rules(runtime: Runtime) -> Vec<Rule> {
     ]
     .concat();
     match runtime {
-        // Docker's engine does not tell what a step of a build has changed.
-        Runtime::Embedded => [&both[..], bad_input::RULES, builds::RULES].concat(),
+        // Docker's engine does not tell what a step of a build has changed. And what a browser shows, it shows of any runtime.
+        Runtime::Embedded => [&both[..], bad_input::RULES, builds::RULES, sdk::BROWSER].concat(),
         Runtime::Docker => both,
     }
 }

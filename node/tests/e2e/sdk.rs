@@ -20,8 +20,9 @@ pub const METHODS: &[Rule] = &[
     ("every_method_of_the_python_sdk_works_in_a_sandbox", python_methods),
     ("every_method_of_older_python_sdks_works_in_a_sandbox", older_python_methods),
     ("every_method_of_the_npm_sdk_works_in_a_sandbox", npm_methods),
-    ("a_browser_shows_the_web_terminal_and_a_desktop", browser),
 ];
+
+pub const BROWSER: &[Rule] = &[("a_browser_shows_the_web_terminal_and_a_desktop", browser)];
 
 fn python(world: &World) {
     let Some(python) = provided("ATOLL_PYTHON") else { return };
@@ -77,7 +78,7 @@ fn browser(world: &World) {
 
 fn desktop_on(world: &World, node: usize) -> Option<Made<'_>> {
     let name = toolbox::desktop_snapshot(world)?;
-    Some(world.create_with(node, json!({ "snapshot": name, "labels": toolbox::language() })))
+    Some(world.create_of_large(node, json!({ "snapshot": name, "labels": toolbox::language() })))
 }
 
 fn python_in_both_modes(python: &str) -> [Command; 2] {

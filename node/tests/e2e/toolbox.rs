@@ -107,7 +107,7 @@ pub fn desktop_snapshot(world: &World) -> Option<String> {
 /// snapshot's.
 fn with_desktop(world: &World, facts: &Facts, outcomes: &mut Outcomes) {
     let Some(name) = desktop_snapshot(world) else { return };
-    let sandbox = world.create_with(EU[0], json!({ "snapshot": name }));
+    let sandbox = world.create_of_large(EU[0], json!({ "snapshot": name }));
     let prefix = format!("/toolbox/{}", sandbox.id);
     let mut walk = Walk::new(world, facts, &sandbox, prefix);
     steps::computer_use(&mut walk);

@@ -90,6 +90,18 @@ impl World {
         self.made(&made)
     }
 
+    /// Of an image that may have to be brought to the node first: the create answers after 30 s whatever the state is by then.
+    pub fn create_of_large(&self, node: usize, body: Value) -> Made<'_> {
+        let made = self.api(node, Method::POST, "/sandbox", Some(body)).expect(200).json();
+        let path = format!("/sandbox/{}", made["id"].as_str().expect("an id"));
+        let made = self.eventually(Duration::from_secs(240), || {
+            let shown = self.get(node, &path).expect(200).json();
+            assert_ne!(shown["state"], "error", "{shown}");
+            (shown["state"] == "started", shown)
+        });
+        self.made(&made)
+    }
+
     /// A sandbox as an answer shows it.
     pub fn made(&self, made: &Value) -> Made<'_> {
         let owner = made["runnerId"].as_str().expect("runnerId is the owner");

@@ -9,7 +9,7 @@ const puppeteer = require('puppeteer-core')
 
 const [key, base, sandboxId, desktopId] = process.argv.slice(2)
 const client = new Daytona({ apiKey: key, apiUrl: `${base}/api` })
-const PATIENCE = { timeout: 60_000, polling: 200 }
+const PATIENCE = { timeout: 120_000, polling: 200 }
 
 const browser = await puppeteer.launch({
   executablePath: '/usr/bin/chromium',
@@ -18,9 +18,10 @@ const browser = await puppeteer.launch({
   defaultViewport: { width: 1400, height: 1000 },
 })
 const complaints = []
+let shown
 
 async function open(sandbox, port, path) {
-  const page = await browser.newPage()
+  const page = (shown = await browser.newPage())
   page.on('pageerror', (error) => complaints.push(`${path}: ${error.message}`))
   const { url } = await sandbox.getSignedPreviewUrl(port, 120)
   const answer = await page.goto(new URL(path, url).href, PATIENCE)
@@ -78,6 +79,9 @@ try {
   if (desktopId) await screen(await client.get(desktopId))
   assert.deepEqual(complaints, [])
   console.log('STORY COMPLETE')
+} catch (error) {
+  console.error(complaints, await shown?.evaluate(() => [document.documentElement.className, document.body.innerText]))
+  throw error
 } finally {
   await browser.close()
 }
