@@ -1,8 +1,8 @@
 //! The order in which processes write to different pipes. A pipe alone doesn't tell; but the kernel signals every write to a pipe whose
 //! reader has asked for it (`O_ASYNC`), and signals above `SIGRTMIN` wait in line one by one, each with the descriptor that it is about.
 //!
-//! Only the order comes this way; that there is something to read is heard as everywhere. Where a kernel sends no such signals, or a
-//! user's share of waiting ones is full, order gets coarser and nothing else changes.
+//! Where a kernel sends no such signals, or a user's share of waiting ones is full, a reader looks by itself now and then: order gets
+//! coarser, an answer may come a moment later, and no byte is lost.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
